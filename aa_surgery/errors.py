@@ -1,0 +1,56 @@
+"""Errors and warnings. Every message says where, what, why and the way out."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointMismatchError",
+    "FilterError",
+    "InputError",
+    "NoEffectWarning",
+    "NotTraceableError",
+    "PatternError",
+    "PlanError",
+    "SurgeryError",
+    "UnsupportedModelError",
+    "UnsupportedSiteError",
+]
+
+
+class SurgeryError(ValueError):
+    """Base of every error that this package raises on purpose; the model is left untouched."""
+
+
+class FilterError(SurgeryError):
+    """The filter's name is unknown, or its taps are not those of a low-pass filter."""
+
+
+class InputError(SurgeryError):
+    """A tensor, image or file is not what the operation needs."""
+
+
+class UnsupportedModelError(SurgeryError):
+    """The model cannot be edited in place: it is scripted, compiled or wrapped."""
+
+
+class UnsupportedSiteError(SurgeryError):
+    """A downsampling op cannot be treated as asked."""
+
+
+class NotTraceableError(SurgeryError):
+    """The forward of a scope cannot be traced by torch.fx, and the edit needs its graph."""
+
+
+class PatternError(SurgeryError):
+    """A name pattern (`include`, `exclude`, `overrides`) matches no site."""
+
+
+class PlanError(SurgeryError):
+    """A plan does not fit the model that it is applied to."""
+
+
+class CheckpointMismatchError(SurgeryError):
+    """A checkpoint does not fit the model."""
+
+
+class NoEffectWarning(UserWarning):
+    """Nothing was changed: the model has no site to treat, or was treated before."""

@@ -1,0 +1,88 @@
+"""BlurPool in the places of other ops: on token maps, and instead of an average pool."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from aa_surgery.filters import Filter
+from aa_surgery.layers import functional as AF
+from aa_surgery.layers.pools import BlurPool
+
+__all__ = ["AverageBlurPool", "BlurMaps", "pooled_size"]
+
+
+class BlurMaps(BlurPool):
+    """`BlurPool` over maps with any number of leading axes, such as video tokens.
+
+    Shapes `(*, C, *spatial)`, or `(*, *spatial, C)` with `channels_last=True`.
+
+    >>> BlurMaps("tri-3", stride=(2, 2), channels_last=True)(torch.ones(2, 3, 8, 8, 16)).shape
+    torch.Size([2, 3, 4, 4, 16])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the filtered and subsampled maps, laid out as `x`."""
+        inner = len(self.stride) + 1
+        lead = x.shape[:-inner]
+        y = super().forward(x.reshape(-1, *x.shape[-inner:]))
+        return y.reshape(*lead, *y.shape[1:])
+
+
+class AverageBlurPool(BlurPool):
+    r"""Low-pass and subsample in the place of an average pool, with its output shape.
+
+    The filter's centre is put where the average's window has its own, $i s - p + (k - 1)/2$, or
+    half a pixel before it where the two lengths differ in parity.
+
+    Source: Zhang 2019 (arXiv:1904.11486), section 3.2: AvgPool becomes BlurPool.
+
+    Args:
+        kernel_size: The average's window, one an axis; so are `stride` and `padding`.
+        ceil_mode: As in `nn.AvgPool2d`.
+
+    >>> AverageBlurPool("rect-2", (2, 2), (2, 2), (0, 0))(torch.arange(4.0).view(1, 1, 2, 2)).item()
+    1.5
+    """
+
+    def __init__(
+        self,
+        filter: str | Sequence[float] | Filter,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        ceil_mode: bool = False,
+        padding_mode: str = "reflect",
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(filter, stride, None, padding_mode, device=device, dtype=dtype)
+        self.kernel_size = tuple(kernel_size)
+        self.padding = tuple(padding)
+        self.ceil_mode = ceil_mode
+        self.before = tuple(
+            -math.ceil((k - 1) / 2 - p - (len(t) - 1) / 2 - 0.5)
+            for k, p, t in zip(self.kernel_size, self.padding, self.taps, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the filtered and subsampled map, of the average pool's shape."""
+        size = [
+            pooled_size(n, k, s, p, self.ceil_mode)
+            for n, k, s, p in zip(
+                x.shape[2:], self.kernel_size, self.stride, self.padding, strict=True
+            )
+        ]
+        return AF.blur(x, self.kernel, self.taps, self.stride, self.padding_mode, self.before, size)
+
+
+def pooled_size(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> int:
+    """Return the number of windows that a pool of torch takes along an axis of `size` samples."""
+    last = size + 2 * padding - kernel
+    windows = (-(-last // stride) if ceil_mode else last // stride) + 1
+    if ceil_mode and (windows - 1) * stride >= size + padding:
+        windows -= 1  # torch drops a window that would start behind the map
+    return windows

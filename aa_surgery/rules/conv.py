@@ -1,0 +1,72 @@
+"""Strided convolutions."""
+
+from __future__ import annotations
+
+from aa_surgery.rules.edit import Edit, Left, Options
+from aa_surgery.sites import Anchor, Site
+
+__all__ = ["blur_after_activation", "blur_before_conv", "blur_then_pointwise"]
+
+
+def blur_then_pointwise(site: Site, options: Options) -> Edit | Left | None:
+    """Give a strided 1x1 convolution its samples filtered: blur and subsample, conv at stride 1.
+
+    Equal to blurring behind the convolution, since the two commute, and `stride**2` cheaper.
+    """
+    if site.op != "conv" or site.opaque or set(site.kernel) != {1} or any(site.padding):
+        return None
+    return options.edit(
+        site,
+        "pre",
+        op_stride=(1,) * site.ndim,
+        blur_stride=site.stride,
+        rate=site.stride,
+        anchor=before_op(site),
+    )
+
+
+def blur_after_activation(site: Site, options: Options) -> Edit | Left | None:
+    """Run the convolution at stride 1, and blur and subsample behind its activation.
+
+    The paper's order (Zhang 2019, section 3.2): the non-linearity makes new high frequencies, so
+    the filter comes after it. Where no activation follows, a filter in front of the convolution
+    does the same for `1 / stride**2` of the cost, so `"auto"` leaves that to the next rule.
+    """
+    if site.op != "conv" or options.placement == "pre" or site.opaque or site.output is None:
+        return None
+    overlaps = any(k > s for k, s in zip(site.kernel, site.stride, strict=True))
+    if options.placement == "auto" and (site.activation is None or not overlaps):
+        return None
+    return options.edit(
+        site,
+        "post",
+        op_stride=(1,) * site.ndim,
+        blur_stride=site.stride,
+        rate=site.stride,
+        anchor=site.activation or site.output,
+        note="" if site.activation else "no activation follows: blurred behind the convolution",
+    )
+
+
+def blur_before_conv(site: Site, options: Options) -> Edit | Left | None:
+    """Blur in front of the convolution, which keeps its stride."""
+    if site.op != "conv":
+        return None
+    note = ""
+    if options.placement == "post":
+        note = site.opaque or "its output could not be followed: blurred before instead"
+    return options.edit(
+        site,
+        "pre",
+        blur_stride=(1,) * site.ndim,
+        rate=site.stride,
+        anchor=before_op(site),
+        note=note,
+    )
+
+
+def before_op(site: Site) -> Anchor:
+    """Return the place in front of a site's op: of its module, or of its node in a forward."""
+    if site.node and ":" in site.name:
+        return Anchor("input", site.scope, site.node)
+    return Anchor("before", site.name)

@@ -1,0 +1,116 @@
+"""Find every op of a model that lowers the sampling rate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import fx, nn
+
+from aa_surgery.layers import BlurPool
+from aa_surgery.sites.flow import Flow, Spot
+from aa_surgery.sites.functions import read_node
+from aa_surgery.sites.modules import plain_forward, read_module
+from aa_surgery.sites.site import Site
+
+__all__ = ["find_sites"]
+
+
+def find_sites(model: nn.Module) -> tuple[Site, ...]:
+    """Return every downsampling op of `model`, in the order of its modules.
+
+    Reads only: each forward is traced by `torch.fx` with its children as leaves, and nothing of
+    the model is changed or run.
+
+    >>> import torchvision
+    >>> [site.name for site in find_sites(torchvision.models.resnet18())][:3]
+    ['conv1', 'maxpool', 'layer2.0.conv1']
+    """
+    flow = Flow(model)
+    sites: list[Site] = []
+    for path, module in flow.modules.items():
+        if _inside_blur(path, flow):
+            continue
+        fields = read_module(module)
+        if fields is not None and plain_forward(module):
+            sites.append(_module_site(path, module, fields, flow))
+        elif path in flow.graphs:
+            sites += _function_sites(path, module, fields, flow)
+        elif fields is not None:
+            sites.append(_opaque_site(path, module, fields, flow))
+    return tuple(sites)
+
+
+def _inside_blur(path: str, flow: Flow) -> bool:
+    parts = path.split(".")
+    return any(
+        isinstance(flow.modules.get(".".join(parts[:n])), BlurPool)
+        for n in range(1, len(parts) + 1)
+    )
+
+
+def _module_site(path: str, module: nn.Module, fields: dict[str, Any], flow: Flow) -> Site:
+    calls = flow.calls(module)
+    parent = calls[0].path if calls else path.rpartition(".")[0]
+    site = Site(
+        name=path,
+        kind=type(module).__name__,
+        scope=parent,
+        scope_kind=type(flow.modules[parent]).__name__,
+        **fields,
+    )
+    return _with_surroundings(site, calls[0], flow) if len(calls) == 1 else site
+
+
+def _opaque_site(path: str, module: nn.Module, fields: dict[str, Any], flow: Flow) -> Site:
+    """Return the site of a module whose own forward cannot be traced: a blur can precede it."""
+    site = _module_site(path, module, fields, flow)
+    return replace(site, activation=None, opaque=flow.failures[path])
+
+
+def _function_sites(
+    path: str, module: nn.Module, owner: dict[str, Any] | None, flow: Flow
+) -> list[Site]:
+    """Return the sites among the nodes of a scope's graph.
+
+    Where the scope is itself a conv or pool with a forward of its own (timm's `Conv2dSame`), the
+    node is that module's op and takes its name and its known sizes.
+    """
+    found: list[Site] = []
+    sources: set[tuple[str, fx.Node]] = set()
+    for node in flow.graphs[path].nodes:
+        fields = read_node(node, module)
+        if fields is None:
+            continue
+        source = node.args[0] if node.args else node.kwargs.get("input")
+        if fields["op"] == "slice":
+            if ("slice", source) in sources:
+                continue  # slices of one map at several offsets are one site
+            sources.add(("slice", source))
+        if owner is not None and owner["op"] == fields["op"]:
+            fields = {**fields, **{k: owner[k] for k in ("kernel", "in_channels", "groups") if k in owner}}
+            name, kind = path, type(module).__name__
+        else:
+            name = f"{path}:{node.name}"
+            kind = getattr(node.target, "__name__", str(node.target))
+        site = Site(
+            name=name,
+            kind=kind,
+            scope=path,
+            scope_kind=type(module).__name__,
+            node=node.name,
+            **fields,
+        )
+        found.append(_with_surroundings(site, Spot(path, node), flow))
+    return found
+
+
+def _with_surroundings(site: Site, spot: Spot, flow: Flow) -> Site:
+    """Add what follows the op, and where a blur behind it could stand."""
+    follows, linear, activation = flow.after_op(spot)
+    return replace(
+        site,
+        follows=follows,
+        output=flow.anchor(linear),
+        activation=None if activation is None else flow.anchor(activation),
+    )

@@ -1,0 +1,163 @@
+"""The model's data flow, one graph a scope, walked across the scopes' borders."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from aa_surgery.errors import NotTraceableError
+from aa_surgery.sites.kinds import (
+    is_container,
+    is_size_read,
+    own_forward,
+    role_of_function,
+    role_of_module,
+)
+from aa_surgery.sites.site import Anchor
+from aa_surgery.sites.tracer import trace_scope
+
+__all__ = ["Flow", "Spot"]
+
+_MAX_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A node of the graph of the scope at `path`."""
+
+    path: str
+    node: fx.Node
+
+
+class Flow:
+    """Graphs of all scopes of a model, and who calls whom.
+
+    Attributes:
+        model: The model.
+        modules: Its modules by qualified name, each under its first name.
+        graphs: The graph of each scope that could be traced, by the scope's name.
+        failures: Why each of the others could not.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules = dict(model.named_modules())
+        self.graphs: dict[str, fx.Graph] = {}
+        self.failures: dict[str, str] = {}
+        self._calls: dict[int, list[Spot]] = defaultdict(list)
+        for path, module in self.modules.items():
+            if is_container(module) or own_forward(module):
+                self._trace(path, module)
+
+    def _trace(self, path: str, module: nn.Module) -> None:
+        try:
+            graph = trace_scope(module)
+        except NotTraceableError as error:
+            self.failures[path] = str(error)
+            return
+        self.graphs[path] = graph
+        for node in graph.nodes:
+            if node.op == "call_module":
+                self._calls[id(module.get_submodule(node.target))].append(Spot(path, node))
+
+    def name_of(self, spot: Spot) -> str:
+        """Return the qualified name of the module that a call_module node calls."""
+        return f"{spot.path}.{spot.node.target}" if spot.path else str(spot.node.target)
+
+    def module_of(self, spot: Spot) -> nn.Module:
+        """Return the module that a call_module node calls."""
+        return self.modules[spot.path].get_submodule(str(spot.node.target))
+
+    def calls(self, module: nn.Module) -> list[Spot]:
+        """Return every place that calls `module`."""
+        return self._calls[id(module)]
+
+    def uses(self, spot: Spot) -> list[Spot] | None:
+        """Return who reads the value of a node, across scopes; None where that is not known.
+
+        Modules that hand a value on (identities, dropout) are looked through, and reads of the
+        size are not uses.
+        """
+        found: list[Spot] = []
+        for user in spot.node.users:
+            reached = self._reached(spot, user)
+            if reached is None:
+                return None
+            found += reached
+        return found
+
+    def _reached(self, spot: Spot, user: fx.Node) -> list[Spot] | None:
+        if is_size_read(user):
+            return []
+        there = Spot(spot.path, user)
+        if user.op == "output":
+            return self._uses_outside(spot, user)
+        if user.op != "call_module":
+            return self.uses(there) if role_of_function(user) == "transparent" else [there]
+        module = self.module_of(there)
+        role = role_of_module(module)
+        if role == "transparent":
+            return self.uses(there)
+        path = self.name_of(there)
+        if role or path not in self.graphs or user.args[:1] != (spot.node,):
+            return [there]
+        if len(self.calls(module)) != 1:
+            return None
+        entry = next(n for n in self.graphs[path].nodes if n.op == "placeholder")
+        return self.uses(Spot(path, entry))
+
+    def _uses_outside(self, spot: Spot, output: fx.Node) -> list[Spot] | None:
+        calls = self.calls(self.modules[spot.path])
+        if output.args[0] is not spot.node or len(calls) != 1:
+            return None
+        return self.uses(calls[0])
+
+    def after_op(self, start: Spot) -> tuple[tuple[str, ...], Spot, Spot | None]:
+        """Follow norms from an op to its activation.
+
+        Returns:
+            What follows (class or function names), the last linear spot (the op or the norm
+            behind it), and the activation's spot if one is reached.
+        """
+        names: list[str] = []
+        here = start
+        for _ in range(_MAX_STEPS):
+            uses = self.uses(here)
+            if not uses or len(uses) != 1:
+                break
+            spot = uses[0]
+            if spot.node.op == "call_module":
+                module = self.module_of(spot)
+                role, name = role_of_module(module), type(module).__name__
+            else:
+                role, name = role_of_function(spot.node), _function_name(spot.node)
+            if role not in ("norm", "activation"):
+                break
+            names.append(name)
+            if role == "activation":
+                return tuple(names), here, spot
+            here = spot
+        return tuple(names), here, None
+
+    def anchor(self, spot: Spot) -> Anchor:
+        """Return where a blur of a node's value stands best.
+
+        Behind the module that makes the value, if that module is called once; else before the
+        module that alone reads it; else in the graph. Modules are preferred to graphs because
+        they serve every method of their owner (`forward_features`, `forward_intermediates`).
+        """
+        if spot.node.op == "call_module" and len(self.calls(self.module_of(spot))) == 1:
+            return Anchor("after", self.name_of(spot))
+        uses = self.uses(spot)
+        if uses is not None and len(uses) == 1 and uses[0].node.op == "call_module":
+            reader = uses[0]
+            single = len(self.calls(self.module_of(reader))) == 1
+            if single and len(reader.node.all_input_nodes) == 1:
+                return Anchor("before", self.name_of(reader))
+        return Anchor("node", spot.path, spot.node.name)
+
+
+def _function_name(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))

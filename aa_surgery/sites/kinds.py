@@ -1,0 +1,169 @@
+"""Recognise modules and functions by what they do to a feature map."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+__all__ = [
+    "ADAPTIVE",
+    "AVG_POOLS",
+    "CONVS",
+    "INTERPOLATE",
+    "MAX_POOLS",
+    "OTHER_POOLS",
+    "PIXEL_UNSHUFFLE",
+    "UNFOLDS",
+    "arguments",
+    "each_axis",
+    "is_container",
+    "own_forward",
+    "role_of_function",
+    "role_of_module",
+]
+
+# functions, with the names of their positional arguments and the number of spatial axes
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_MAX = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_AVG = (
+    "input",
+    "kernel_size",
+    "stride",
+    "padding",
+    "ceil_mode",
+    "count_include_pad",
+    "divisor_override",
+)
+_RESIZE = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
+
+Table = dict[Callable[..., Any], tuple[tuple[str, ...], int]]
+
+CONVS: Table = {F.conv1d: (_CONV, 1), F.conv2d: (_CONV, 2), F.conv3d: (_CONV, 3)}
+MAX_POOLS: Table = {
+    F.max_pool1d: (_MAX, 1),
+    F.max_pool2d: (_MAX, 2),
+    F.max_pool3d: (_MAX, 3),
+    torch.max_pool1d: (_MAX, 1),
+    torch.max_pool2d: (_MAX, 2),
+    torch.max_pool3d: (_MAX, 3),
+}
+AVG_POOLS: Table = {F.avg_pool1d: (_AVG, 1), F.avg_pool2d: (_AVG, 2), F.avg_pool3d: (_AVG, 3)}
+INTERPOLATE: Table = {F.interpolate: (_RESIZE, 0)}
+UNFOLDS: Table = {F.unfold: (("input", "kernel_size", "dilation", "padding", "stride"), 2)}
+PIXEL_UNSHUFFLE: Table = {
+    F.pixel_unshuffle: (("input", "downscale_factor"), 2),
+    torch.pixel_unshuffle: (("input", "downscale_factor"), 2),
+}
+ADAPTIVE: Table = {
+    function: (("input", "output_size"), ndim)
+    for ndim, functions in {
+        1: (F.adaptive_avg_pool1d, F.adaptive_max_pool1d),
+        2: (F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+        3: (F.adaptive_avg_pool3d, F.adaptive_max_pool3d),
+    }.items()
+    for function in functions
+}
+OTHER_POOLS: Table = {
+    F.lp_pool1d: (("input", "norm_type", "kernel_size", "stride"), 1),
+    F.lp_pool2d: (("input", "norm_type", "kernel_size", "stride"), 2),
+}
+
+_ACTIVATION_FUNCTIONS = {
+    function
+    for name in (
+        "relu relu_ relu6 elu elu_ selu selu_ celu celu_ leaky_relu leaky_relu_ prelu rrelu rrelu_"
+        " gelu silu mish hardtanh hardtanh_ hardswish hardsigmoid softplus softsign sigmoid tanh"
+        " logsigmoid"
+    ).split()
+    for namespace in (F, torch)
+    if (function := getattr(namespace, name, None)) is not None
+}
+_ACTIVATION_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_"}
+_NORM_FUNCTIONS = {F.batch_norm, F.group_norm, F.instance_norm, F.layer_norm, F.local_response_norm}
+_NORM_TYPES = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+_TRANSPARENT_TYPES = (nn.Identity, nn.modules.dropout._DropoutNd)
+_TRANSPARENT_NAMES = {"DropPath", "DropBlock2d", "DropBlock", "StochasticDepth"}
+_TRANSPARENT_METHODS = {"contiguous", "to", "type_as", "float"}
+_NOT_ACTIVATIONS = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)
+_ACTIVATION_NAMES = {"Swish", "Mish", "HardSwish", "HardSigmoid", "HardMish", "QuickGELU", "GELU"}
+
+
+def role_of_module(module: nn.Module) -> str:
+    """Return `"norm"`, `"activation"`, `"transparent"`, or `""`.
+
+    Modules of a composite kind (norm and activation in one) have no role: their inside has.
+    """
+    cls = type(module)
+    if isinstance(module, _TRANSPARENT_TYPES) or cls.__name__ in _TRANSPARENT_NAMES:
+        return "transparent"
+    if isinstance(module, _NOT_ACTIVATIONS):
+        return ""
+    if cls.__module__ == "torch.nn.modules.activation" or cls.__name__ in _ACTIVATION_NAMES:
+        return "activation"
+    has_children = any(True for _ in module.children())
+    if not has_children and "activation" in cls.__module__.rsplit(".", 1)[-1]:
+        return "activation"
+    if not has_children and (isinstance(module, _NORM_TYPES) or "Norm" in cls.__name__):
+        return "norm"
+    return ""
+
+
+def role_of_function(node: fx.Node) -> str:
+    """Return the role, as `role_of_module`, of a function or method call."""
+    if node.op == "call_function":
+        if node.target in _ACTIVATION_FUNCTIONS:
+            return "activation"
+        return "norm" if node.target in _NORM_FUNCTIONS else ""
+    if node.target in _ACTIVATION_METHODS:
+        return "activation"
+    return "transparent" if node.target in _TRANSPARENT_METHODS else ""
+
+
+def is_size_read(node: fx.Node) -> bool:
+    """Tell whether the node reads a tensor's size, not its values."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel", "stride", "is_contiguous")
+    return (
+        node.op == "call_function"
+        and node.target is getattr
+        and node.args[1] in ("shape", "ndim", "dtype", "device", "requires_grad", "is_cuda")
+    )
+
+
+def is_container(module: nn.Module) -> bool:
+    """Tell whether `module` is a plain container of torch, whose forward only calls children."""
+    return isinstance(module, nn.Sequential)
+
+
+def own_forward(module: nn.Module) -> bool:
+    """Tell whether the module's class brings a forward of its own, not one of `torch.nn`."""
+    return not type(module).forward.__module__.startswith("torch.nn.modules")
+
+
+def arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return a call's arguments by name."""
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def each_axis(value: Any, ndim: int) -> tuple[int, ...] | None:
+    """Return `value` once an axis, or None where it is not known before the forward runs."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,) * ndim
+    if isinstance(value, (tuple, list)) and all(isinstance(v, int) for v in value):
+        return tuple(value) if len(value) == ndim else tuple(value) * ndim
+    return None
+
+
+def is_getitem(node: fx.Node) -> bool:
+    """Tell whether the node indexes its input."""
+    return node.op == "call_function" and node.target is operator.getitem

@@ -1,0 +1,142 @@
+"""Read a downsampling op from a module of `torch.nn`, or of a class derived from one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from aa_surgery.sites.kinds import each_axis
+
+__all__ = ["plain_forward", "read_module"]
+
+Conv = nn.modules.conv._ConvNd
+Transposed = nn.modules.conv._ConvTransposeNd
+MaxPool = nn.modules.pooling._MaxPoolNd
+AvgPool = nn.modules.pooling._AvgPoolNd
+Adaptive = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
+Unusual = (nn.modules.pooling._LPPoolNd, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+
+_RETURNS_INDICES = (
+    "return_indices=True: the indices of a blurred map have no meaning. Exclude this site, "
+    "or pool without indices."
+)
+
+
+def read_module(module: nn.Module) -> dict[str, Any] | None:
+    """Return the fields of the `Site` that `module` is, or None if it lowers no sampling rate."""
+    if isinstance(module, Transposed):
+        return None
+    if isinstance(module, Conv):
+        return _read_conv(module)
+    if isinstance(module, (MaxPool, AvgPool)):
+        return _read_pool(module)
+    if isinstance(module, Adaptive):
+        return _read_adaptive(module)
+    if isinstance(module, Unusual):
+        return dict(op="avg_pool", problem=f"{type(module).__name__} is no plain maximum or mean")
+    if isinstance(module, nn.Unfold):
+        return _read_unfold(module)
+    if isinstance(module, nn.PixelUnshuffle):
+        factor = module.downscale_factor
+        return dict(op="space_to_depth", stride=(factor, factor), kernel=(factor, factor))
+    if isinstance(module, nn.Upsample):
+        return read_resize(module.scale_factor, module.mode)
+    return None
+
+
+def plain_forward(module: nn.Module) -> bool:
+    """Tell whether the module computes what its `torch.nn` class computes."""
+    cls = type(module)
+    if not cls.forward.__module__.startswith("torch.nn.modules"):
+        return False
+    inner = getattr(cls, "_conv_forward", None)
+    return inner is None or inner.__module__.startswith("torch.nn.modules")
+
+
+def _read_conv(conv: Any) -> dict[str, Any] | None:
+    ndim = len(conv.kernel_size)
+    stride = each_axis(conv.stride, ndim)
+    if stride is None or max(stride) == 1:
+        return None
+    padding = (0,) * ndim if isinstance(conv.padding, str) else each_axis(conv.padding, ndim)
+    return dict(
+        op="conv",
+        kernel=tuple(conv.kernel_size),
+        stride=stride,
+        padding=padding or (0,) * ndim,
+        dilation=each_axis(conv.dilation, ndim) or (1,) * ndim,
+        in_channels=conv.in_channels,
+        groups=conv.groups,
+    )
+
+
+def _read_pool(pool: Any) -> dict[str, Any] | None:
+    ndim = int(type_dimension(pool))
+    kernel = each_axis(pool.kernel_size, ndim) or ()
+    stride = each_axis(pool.stride, ndim) or kernel
+    if max(stride, default=1) == 1:
+        return None
+    is_max = isinstance(pool, MaxPool)
+    return dict(
+        op="max_pool" if is_max else "avg_pool",
+        kernel=kernel,
+        stride=stride,
+        padding=each_axis(pool.padding, ndim) or (),
+        dilation=each_axis(getattr(pool, "dilation", 1), ndim) or (),
+        problem=_RETURNS_INDICES if is_max and pool.return_indices else "",
+    )
+
+
+def type_dimension(module: nn.Module) -> int:
+    """Return the number of spatial axes that a class of `torch.nn` names (`MaxPool2d`: 2)."""
+    for cls in type(module).__mro__:
+        if cls.__module__.startswith("torch.nn") and cls.__name__[-2:] in ("1d", "2d", "3d"):
+            return int(cls.__name__[-2])
+    return 2
+
+
+def _read_adaptive(pool: Any) -> dict[str, Any] | None:
+    size = pool.output_size
+    sizes = size if isinstance(size, (tuple, list)) else (size,)
+    if all(n == 1 for n in sizes):
+        return None
+    return dict(op="adaptive_pool", problem=adaptive_reason(type(pool).__name__, sizes))
+
+
+def adaptive_reason(name: str, sizes: Any) -> str:
+    """Return why an adaptive pool is left."""
+    return (
+        f"{name} to {tuple(sizes)}: its bins cover the map wholly and change with its size, "
+        "there is no fixed stride to filter for"
+    )
+
+
+def _read_unfold(unfold: Any) -> dict[str, Any] | None:
+    stride = each_axis(unfold.stride, 2)
+    if stride is None or max(stride) == 1:
+        return None
+    return dict(
+        op="unfold",
+        kernel=each_axis(unfold.kernel_size, 2) or (),
+        stride=stride,
+        padding=each_axis(unfold.padding, 2) or (),
+        dilation=each_axis(unfold.dilation, 2) or (),
+    )
+
+
+def read_resize(scale_factor: Any, mode: str) -> dict[str, Any] | None:
+    """Return the fields of a resizing op that shrinks by a factor known beforehand."""
+    scales = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * 2
+    if not all(isinstance(s, (int, float)) for s in scales) or min(scales) >= 1:
+        return None
+    factors = [1 / s for s in scales]
+    smooth = mode in ("bilinear", "bicubic")
+    whole = all(abs(f - round(f)) < 1e-6 for f in factors)
+    problem = ""
+    if mode == "area":
+        problem = "mode 'area' is already an average"
+    elif not smooth and not whole:
+        problem = f"resizes by {tuple(scales)}: no whole stride to filter for"
+    stride = tuple(max(round(f), 1) for f in factors)
+    return dict(op="interpolate", stride=stride, kernel=(), mode=mode, problem=problem)

@@ -1,0 +1,97 @@
+"""What find knows of one downsampling op: frozen records, no tensors, no modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Anchor", "Op", "Site"]
+
+Op = Literal[
+    "conv",
+    "max_pool",
+    "avg_pool",
+    "slice",
+    "space_to_depth",
+    "unfold",
+    "interpolate",
+    "adaptive_pool",
+]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A place in the model where a blur can stand.
+
+    Attributes:
+        kind: `"after"` or `"before"` the module `path`; or `"node"`: behind the node `node` of
+            the graph of the module `path`; or `"input"`: between that node and its input.
+        path: The module's qualified name.
+        node: The fx node's name, for the last two.
+    """
+
+    kind: Literal["after", "before", "node", "input"]
+    path: str
+    node: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.node}" if self.node else f"{self.kind} {self.path}"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One op that lowers the sampling rate.
+
+    Attributes:
+        name: Qualified name of the op's module, or `scope:node` of an op in a forward.
+        op: What it does.
+        kind: Class or function that does it, for people to read.
+        scope: Qualified name of the module whose forward issues the op.
+        scope_kind: That module's class.
+        node: The op's node in the graph of `scope`; empty where the op is a plain torch module.
+        kernel: Window, one an axis (px); so are `stride`, `padding` and `dilation`.
+        stride: Factor by which each axis is subsampled.
+        padding: Border that the op itself adds, where it is fixed.
+        dilation: Distance between the window's samples.
+        in_channels: Channels read, of a convolution.
+        groups: Groups of a convolution.
+        dims: The axes subsampled, where they are not the last ones (slices and merges).
+        channels_last: Whether the channels are the last axis at this op (tokens).
+        follows: Classes or functions of what comes next, up to the activation.
+        output: Where a blur right behind the op (or the norm after it) would stand.
+        activation: Where a blur behind the activation would stand; None if there is none.
+        mode: Interpolation mode.
+        opaque: Why the op's own forward cannot be edited, so that a blur can only precede it.
+        problem: Why the op cannot be treated; empty if it can.
+    """
+
+    name: str
+    op: Op
+    kind: str
+    scope: str
+    scope_kind: str
+    node: str = ""
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    in_channels: int = 0
+    groups: int = 1
+    dims: tuple[int, ...] = ()
+    channels_last: bool = False
+    follows: tuple[str, ...] = ()
+    output: Anchor | None = None
+    activation: Anchor | None = None
+    mode: str = ""
+    opaque: str = ""
+    problem: str = ""
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes."""
+        return len(self.stride)
+
+    @property
+    def max_stride(self) -> int:
+        """The largest factor of any axis."""
+        return max(self.stride, default=1)

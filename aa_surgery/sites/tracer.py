@@ -1,0 +1,177 @@
+"""Trace one scope: a module's own forward, with every child a leaf."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from aa_surgery.errors import NotTraceableError
+
+__all__ = ["require_default", "trace_scope"]
+
+_MAX_LEAF_FUNCTIONS = 8
+_PLAIN = (bool, int, float, str, type(None))
+
+Place = tuple[dict[str, Any], str]
+
+
+def trace_scope(scope: nn.Module, training: bool = False) -> fx.Graph:
+    """Return the graph of `scope.forward`, its children being leaves.
+
+    A helper function which decides on a tensor's size (timm's `get_same_padding`) cannot be
+    traced; it becomes a leaf of the graph, so that it goes on deciding when the graph runs.
+    Functions that their author made leaves (`torch.fx.wrap`) are opened where they can be.
+
+    Args:
+        scope: The module; left as it was, whatever its forward assigns.
+        training: Which branch to follow where the forward reads `self.training`.
+
+    Raises:
+        NotTraceableError: The forward decides on tensor sizes or values itself.
+    """
+    leaves: list[Place] = []
+    while True:
+        try:
+            with _unchanged(scope, training), _leaf_functions(leaves):
+                graph = _Tracer().trace(scope)
+            _open_wrapped_functions(graph)
+            return graph
+        except Exception as error:
+            place = _deciding_function(error, leaves)
+            if place is None or len(leaves) == _MAX_LEAF_FUNCTIONS:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+                raise NotTraceableError(
+                    f"{type(scope).__name__}.forward cannot be traced: {reason}"
+                ) from error
+            leaves.append(place)
+
+
+def require_default(value: object, default: object, name: str) -> None:
+    """Refuse an argument that the traced forward has fixed to its default."""
+    if value is not default and value != default:
+        raise NotTraceableError(
+            f"argument {name}={value!r}: this forward was traced for {name}={default!r} and "
+            "follows that branch alone. Call remove_antialias(model), or exclude this module."
+        )
+
+
+class _Tracer(fx.Tracer):
+    """An fx tracer that enters no child, and keeps plain default arguments concrete."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def _proxy_placeholder(
+        self, name: str, concrete_args: Any, sig: inspect.Signature, fn_for_analysis: Any
+    ) -> Any:
+        parameter = sig.parameters.get(name)
+        proxy = super()._proxy_placeholder(name, concrete_args, sig, fn_for_analysis)
+        if parameter is None or parameter.default is inspect.Parameter.empty:
+            return proxy
+        if not isinstance(parameter.default, _PLAIN):
+            return proxy
+        self.create_proxy("call_function", require_default, (proxy, parameter.default, name), {})
+        return parameter.default
+
+
+@contextmanager
+def _unchanged(scope: nn.Module, training: bool) -> Iterator[None]:
+    """Give back the attributes of `scope` afterwards, whatever the forward assigned."""
+    saved = {
+        key: dict(value) if key in ("_parameters", "_buffers", "_modules") else value
+        for key, value in scope.__dict__.items()
+    }
+    scope.training = training
+    try:
+        yield
+    finally:
+        for key in set(scope.__dict__) - set(saved):
+            del scope.__dict__[key]
+        for key, value in saved.items():
+            held = scope.__dict__.get(key)
+            if key in ("_parameters", "_buffers", "_modules") and held is not None:
+                if held != value or list(held) != list(value):
+                    held.clear()
+                    held.update(value)
+            else:
+                scope.__dict__[key] = value
+
+
+@contextmanager
+def _leaf_functions(places: list[Place]) -> Iterator[None]:
+    """Let each function, where its callers look it up, record itself when given a proxy."""
+    with ExitStack() as stack:
+        for namespace, name in places:
+            original = namespace[name]
+            namespace[name] = _recording(original)
+            stack.callback(namespace.__setitem__, name, original)
+        yield
+
+
+def _recording(function: Callable[..., Any]) -> Callable[..., Any]:
+    def record(*args: Any, **kwargs: Any) -> Any:
+        for arg in (*args, *kwargs.values()):
+            if isinstance(arg, fx.Proxy):
+                return arg.tracer.create_proxy("call_function", function, args, kwargs)
+        return function(*args, **kwargs)
+
+    return record
+
+
+def _deciding_function(error: BaseException, known: list[Place]) -> Place | None:
+    """Return where the innermost module-level function on the error's way is looked up."""
+    frames = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        frames.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    for caller, frame in reversed(list(zip(frames, frames[1:], strict=False))):
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(("torch.", "aa_surgery")) or caller.f_globals is None:
+            continue
+        for name, value in caller.f_globals.items():
+            if isinstance(value, types.FunctionType) and value.__code__ is frame.f_code:
+                place = (caller.f_globals, name)
+                taken = any(ns is place[0] and n == name for ns, n in known)
+                return None if taken else place
+    return None
+
+
+def _open_wrapped_functions(graph: fx.Graph) -> None:
+    """Replace calls of traceable plain Python functions by what they do."""
+    for node in list(graph.nodes):
+        function = node.target
+        if node.op != "call_function" or not isinstance(function, types.FunctionType):
+            continue
+        if function is require_default or function.__module__.startswith("torch."):
+            continue
+        inside = _trace_function(function, len(node.args))
+        if inside is None or node.kwargs:
+            continue
+        inputs = [n for n in inside.nodes if n.op == "placeholder"]
+        with graph.inserting_before(node):
+            remap = dict(zip(inputs, node.args, strict=True))
+            result = graph.graph_copy(inside, remap)  # type: ignore[arg-type]
+        node.replace_all_uses_with(result)  # type: ignore[arg-type]
+        graph.erase_node(node)
+
+
+def _trace_function(function: types.FunctionType, count: int) -> fx.Graph | None:
+    """Return the graph of `function` if it has `count` plain arguments and can be traced."""
+    parameters = inspect.signature(function).parameters.values()
+    if len(parameters) != count or any(p.kind != p.POSITIONAL_OR_KEYWORD for p in parameters):
+        return None
+    try:
+        graph = fx.Tracer().trace(function)
+    except Exception:  # a leaf it stays: its author's wish, and no edit needs its inside
+        return None
+    outputs = next(n for n in graph.nodes if n.op == "output").args[0]
+    if not isinstance(outputs, fx.Node) or any(n.op == "get_attr" for n in graph.nodes):
+        return None
+    return graph

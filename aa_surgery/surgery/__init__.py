@@ -1,0 +1,6 @@
+"""Plan and rewrite: the only code that changes a model."""
+
+from aa_surgery.surgery.apply import apply_antialias, remove_antialias
+from aa_surgery.surgery.plan import Plan, plan_antialias
+
+__all__ = ["Plan", "apply_antialias", "plan_antialias", "remove_antialias"]

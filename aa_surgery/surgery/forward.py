@@ -1,0 +1,180 @@
+"""Forward rewrite: edit the fx graph of one scope, and generate its forward again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.graph_module import _format_import_block
+from torch.package import sys_importer
+
+from aa_surgery.errors import NotTraceableError
+from aa_surgery.layers.functional import dense_avg_pool, dense_max_pool
+from aa_surgery.rules import Edit
+from aa_surgery.sites.functions import sliced_steps
+from aa_surgery.sites.kinds import AVG_POOLS, CONVS, INTERPOLATE, MAX_POOLS, arguments, is_getitem
+from aa_surgery.sites.tracer import trace_scope
+
+__all__ = ["GraphEdit", "rewritten_sources"]
+
+_TABLES = {"conv": CONVS, "max_pool": MAX_POOLS, "avg_pool": AVG_POOLS, "interpolate": INTERPOLATE}
+
+
+@dataclass(frozen=True)
+class GraphEdit:
+    """One change of a scope's graph.
+
+    Attributes:
+        edit: The edit that it is part of.
+        action: `"op"` runs the node at another stride; `"replace"`, `"after"` and `"input"` call
+            the blur instead of the node, behind it, or on its input.
+        node: The node's name.
+        blur: The name of the scope's child that is the blur, where there is one.
+    """
+
+    edit: Edit
+    action: str
+    node: str
+    blur: str = ""
+
+
+def rewritten_sources(
+    scope: nn.Module, path: str, edits: Sequence[GraphEdit], reference: fx.Graph | None = None
+) -> tuple[str, ...]:
+    """Return the source of the edited forward: one, or one for eval and one for training.
+
+    Raises:
+        NotTraceableError: The forward needs something that source text cannot carry, or its two
+            modes name the edited nodes differently.
+    """
+    evaluating = trace_scope(scope, training=False)
+    training = trace_scope(scope, training=True)
+    expected = {e.node: _node(evaluating, e.node, path).target for e in edits}
+    for name, target in expected.items():
+        if _node(training, name, path).target is not target:
+            if isinstance(target, str) and _node(training, name, path).target == target:
+                continue
+            raise NotTraceableError(
+                f"{path} ({type(scope).__name__}): its forward differs between training and eval "
+                f"at {name}. Exclude this module, or use placement='pre'."
+            )
+    sources = tuple(_source(graph, path, edits, scope) for graph in (evaluating, training))
+    return sources[:1] if sources[0] == sources[1] else sources
+
+
+def _node(graph: fx.Graph, name: str, path: str) -> fx.Node:
+    for node in graph.nodes:
+        if node.name == name:
+            return node
+    raise NotTraceableError(
+        f"{path}: no op {name} in its forward, in one of training and eval. Make the plan again."
+    )
+
+
+def _source(graph: fx.Graph, path: str, edits: Sequence[GraphEdit], scope: nn.Module) -> str:
+    for node in graph.nodes:
+        if node.op == "get_attr" and not _held(scope, str(node.target)):
+            raise NotTraceableError(
+                f"{path} ({type(scope).__name__}): its forward makes the constant {node.target} "
+                "from values, which generated source cannot carry. Exclude this module."
+            )
+    # edits behind a node come first, so that the blur of a dense op stands behind the new node
+    for change in sorted(edits, key=lambda c: c.action != "after"):
+        _ACTIONS[change.action](graph, _node(graph, change.node, path), change)
+    graph.lint()
+    code = graph.python_code("self")
+    return _format_import_block(code.globals, sys_importer) + "\n" + code.src
+
+
+def _held(scope: nn.Module, target: str) -> bool:
+    held: Any = scope
+    for part in target.split("."):
+        if not hasattr(held, part):
+            return False
+        held = getattr(held, part)
+    return True
+
+
+def _run_dense(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
+    """Let the node's op run at the stride that the edit leaves it."""
+    edit = change.edit
+    names, _ = _TABLES[edit.site.op][node.target]  # type: ignore[index]
+    args = arguments(node, names)
+    if edit.site.op == "conv":
+        _set_argument(node, names, "stride", edit.op_stride)
+        return
+    if edit.site.op == "interpolate":
+        node.kwargs = {**node.kwargs, "antialias": True}
+        return
+    site = edit.site
+    common = (args["input"], site.kernel, site.stride, site.padding)
+    if site.op == "max_pool":
+        node.target = dense_max_pool
+        node.args = (*common, site.dilation, args.get("ceil_mode", False))
+    else:
+        node.target = dense_avg_pool
+        node.args = (
+            *common,
+            args.get("ceil_mode", False),
+            args.get("count_include_pad", True),
+            args.get("divisor_override"),
+        )
+    node.kwargs = {}
+
+
+def _set_argument(node: fx.Node, names: tuple[str, ...], name: str, value: Any) -> None:
+    position = names.index(name)
+    if position < len(node.args):
+        node.update_arg(position, value)
+    else:
+        node.update_kwarg(name, value)
+
+
+def _insert_after(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
+    with graph.inserting_after(node):
+        blurred = graph.call_module(change.blur, (node,))
+    node.replace_all_uses_with(blurred, delete_user_cb=lambda user: user is not blurred)
+
+
+def _replace(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
+    with graph.inserting_before(node):
+        blurred = graph.call_module(change.blur, (_input(node),))
+    node.replace_all_uses_with(blurred)
+    graph.erase_node(node)
+
+
+def _insert_before(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
+    """Blur what the node reads; slices of one map at several offsets share the blur."""
+    source = _input(node)
+    with graph.inserting_before(_first_reader(graph, source, node)):
+        blurred = graph.call_module(change.blur, (source,))
+    readers = [node]
+    if is_getitem(node):
+        readers = [u for u in source.users if is_getitem(u) and sliced_steps(u.args[1])]
+    for reader in readers:
+        reader.replace_input_with(source, blurred)
+
+
+def _first_reader(graph: fx.Graph, source: fx.Node, node: fx.Node) -> fx.Node:
+    """Return the first slice of `source`, so that the blur stands before all of them."""
+    if not is_getitem(node):
+        return node
+    return next(
+        n for n in graph.nodes if n in source.users and is_getitem(n) and sliced_steps(n.args[1])
+    )
+
+
+def _input(node: fx.Node) -> fx.Node:
+    source = node.args[0] if node.args else node.kwargs["input"]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+_ACTIONS = {
+    "op": _run_dense,
+    "after": _insert_after,
+    "replace": _replace,
+    "input": _insert_before,
+}
