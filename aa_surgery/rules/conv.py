@@ -52,9 +52,9 @@ def blur_before_conv(site: Site, options: Options) -> Edit | Left | None:
     """Blur in front of the convolution, which keeps its stride."""
     if site.op != "conv":
         return None
-    note = ""
-    if options.placement == "post":
-        note = site.opaque or "its output could not be followed: blurred before instead"
+    note = site.opaque or site.unseen
+    if options.placement == "post" and not note:
+        note = "its output could not be followed: blurred before instead"
     return options.edit(
         site,
         "pre",

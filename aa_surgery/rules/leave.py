@@ -17,7 +17,7 @@ def leave_large_stride(site: Site, options: Options) -> Edit | Left | None:
     """Leave strides above `max_stride`.
 
     A patch embedding of 16 px with many channels keeps the information, while the filter that a
-    stride of 16 asks for (31 taps for tri-3) takes away the detail that the weights were trained on.
+    stride of 16 asks for (31 taps for tri-3) takes away the detail that its weights know.
     """
     limit = options.max_stride
     if limit is None or site.max_stride <= limit:

@@ -57,6 +57,7 @@ def _module_site(path: str, module: nn.Module, fields: dict[str, Any], flow: Flo
         kind=type(module).__name__,
         scope=parent,
         scope_kind=type(flow.modules[parent]).__name__,
+        unseen="" if calls else flow.failures.get(parent, ""),
         **fields,
     )
     return _with_surroundings(site, calls[0], flow) if len(calls) == 1 else site
@@ -88,7 +89,10 @@ def _function_sites(
                 continue  # slices of one map at several offsets are one site
             sources.add(("slice", source))
         if owner is not None and owner["op"] == fields["op"]:
-            fields = {**fields, **{k: owner[k] for k in ("kernel", "in_channels", "groups") if k in owner}}
+            fields = {
+                **fields,
+                **{k: owner[k] for k in ("kernel", "in_channels", "groups") if k in owner},
+            }
             name, kind = path, type(module).__name__
         else:
             name = f"{path}:{node.name}"

@@ -154,7 +154,7 @@ class Flow:
         if uses is not None and len(uses) == 1 and uses[0].node.op == "call_module":
             reader = uses[0]
             single = len(self.calls(self.module_of(reader))) == 1
-            if single and len(reader.node.all_input_nodes) == 1:
+            if single and reader.node.args and len(reader.node.all_input_nodes) == 1:
                 return Anchor("before", self.name_of(reader))
         return Anchor("node", spot.path, spot.node.name)
 

@@ -117,6 +117,7 @@ def _window(args: dict[str, Any], ndim: int) -> dict[str, Any] | None:
         stride=stride,
         padding=each_axis(args.get("padding", 0), ndim) or (0,) * ndim,
         dilation=each_axis(args.get("dilation", 1), ndim) or (1,) * ndim,
+        ceil_mode=bool(args.get("ceil_mode", False)),
     )
 
 
@@ -214,7 +215,7 @@ def _read_merge(node: fx.Node) -> dict[str, Any] | None:
         if _divides(shape[position], factor):
             phases.append(position + 1)
             dims.append(axis)
-            factors.append(int(factor))
+            factors.append(shape[position + 1])
             position += 1
         axis, position = axis + 1, position + 1
     if not dims or dims[0] == 0 or not _phases_join_channels(node, phases, factors):
@@ -243,7 +244,7 @@ def _divides(size: Any, factor: Any) -> bool:
         and isinstance(factor, int)
         and factor > 1
         and size.target is operator.floordiv
-        and size.args[1] == factor
+        and size.args[1] is factor
     )
 
 
@@ -268,7 +269,7 @@ def _phases_join_channels(node: fx.Node, phases: list[int], factors: list[int]) 
         return False
     if merged.target in ("flatten", torch.flatten):
         start = merged.args[1] if len(merged.args) > 1 else merged.kwargs.get("start_dim", 0)
-        return start == inner[0]
+        return bool(start == inner[0])
     if merged.target not in ("reshape", "view", torch.reshape):
         return False
     window = math.prod(factors)

@@ -84,6 +84,7 @@ def _read_pool(pool: Any) -> dict[str, Any] | None:
         stride=stride,
         padding=each_axis(pool.padding, ndim) or (),
         dilation=each_axis(getattr(pool, "dilation", 1), ndim) or (),
+        ceil_mode=bool(pool.ceil_mode),
         problem=_RETURNS_INDICES if is_max and pool.return_indices else "",
     )
 
@@ -106,10 +107,8 @@ def _read_adaptive(pool: Any) -> dict[str, Any] | None:
 
 def adaptive_reason(name: str, sizes: Any) -> str:
     """Return why an adaptive pool is left."""
-    return (
-        f"{name} to {tuple(sizes)}: its bins cover the map wholly and change with its size, "
-        "there is no fixed stride to filter for"
-    )
+    size = "x".join(map(str, sizes))
+    return f"{name} to {size}: its bins change with the map, there is no fixed stride to filter for"
 
 
 def _read_unfold(unfold: Any) -> dict[str, Any] | None:

@@ -60,8 +60,10 @@ class Site:
         follows: Classes or functions of what comes next, up to the activation.
         output: Where a blur right behind the op (or the norm after it) would stand.
         activation: Where a blur behind the activation would stand; None if there is none.
+        ceil_mode: Whether a pool's last window may reach past the border.
         mode: Interpolation mode.
         opaque: Why the op's own forward cannot be edited, so that a blur can only precede it.
+        unseen: Why what follows is not known, where the forward that calls it cannot be traced.
         problem: Why the op cannot be treated; empty if it can.
     """
 
@@ -82,8 +84,10 @@ class Site:
     follows: tuple[str, ...] = ()
     output: Anchor | None = None
     activation: Anchor | None = None
+    ceil_mode: bool = False
     mode: str = ""
     opaque: str = ""
+    unseen: str = ""
     problem: str = ""
 
     @property

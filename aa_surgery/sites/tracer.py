@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from aa_surgery.errors import NotTraceableError
@@ -131,7 +131,7 @@ def _deciding_function(error: BaseException, known: list[Place]) -> Place | None
     while traceback is not None:
         frames.append(traceback.tb_frame)
         traceback = traceback.tb_next
-    for caller, frame in reversed(list(zip(frames, frames[1:], strict=False))):
+    for caller, frame in reversed(list(itertools.pairwise(frames))):
         module = frame.f_globals.get("__name__", "")
         if module.startswith(("torch.", "aa_surgery")) or caller.f_globals is None:
             continue
@@ -157,8 +157,8 @@ def _open_wrapped_functions(graph: fx.Graph) -> None:
         inputs = [n for n in inside.nodes if n.op == "placeholder"]
         with graph.inserting_before(node):
             remap = dict(zip(inputs, node.args, strict=True))
-            result = graph.graph_copy(inside, remap)  # type: ignore[arg-type]
-        node.replace_all_uses_with(result)  # type: ignore[arg-type]
+            result = graph.graph_copy(inside, remap)
+        node.replace_all_uses_with(result)
         graph.erase_node(node)
 
 

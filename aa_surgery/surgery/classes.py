@@ -7,10 +7,9 @@ recipe where the process does not have it yet.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -74,13 +73,14 @@ def _newobj() -> Any:
     return object().__reduce_ex__(2)[0]
 
 
-def _rebuild(host: type[nn.Module], recipe: Recipe, *args: Any) -> nn.Module:
+def _rebuild(host: Any, recipe: Recipe, *args: Any) -> nn.Module:
     cls = antialiased_class(host, recipe)
-    return cls.__new__(cls, *args)
+    rebuilt: nn.Module = cls.__new__(cls, *args)
+    return rebuilt
 
 
-@lru_cache(maxsize=None)
-def antialiased_class(host: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
+@cache
+def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
     """Return the subclass of `host` that does what `recipe` says."""
     namespace: dict[str, Any] = {
         "__module__": host.__module__,
@@ -104,7 +104,7 @@ def antialiased_class(host: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
     return type(f"Antialiased{host.__name__}", (Antialiased, host), namespace)
 
 
-def _compiled(source: str) -> types.FunctionType:
+def _compiled(source: str) -> Callable[..., Any]:
     return _forward_from_src(source, {})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 from torch.fx.graph_module import _format_import_block
-from torch.package import sys_importer
+from torch.package.importer import sys_importer
 
 from aa_surgery.errors import NotTraceableError
 from aa_surgery.layers.functional import dense_avg_pool, dense_max_pool

@@ -31,29 +31,39 @@ class Plan:
 
     Attributes:
         model: The class of the model it was made for.
-        edits: What is done, in the order of the model's modules.
-        left: What is not, and why.
+        decisions: An `Edit` or a `Left` for each site, in the order of the model's modules.
     """
 
     model: str
-    edits: tuple[Edit, ...]
-    left: tuple[Left, ...] = ()
+    decisions: tuple[Edit | Left, ...]
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What is done."""
+        return tuple(d for d in self.decisions if isinstance(d, Edit))
+
+    @property
+    def left(self) -> tuple[Left, ...]:
+        """What is not done, and why."""
+        return tuple(d for d in self.decisions if isinstance(d, Left))
 
     def __str__(self) -> str:
-        rows = [_edit_row(e) for e in self.edits] + [_left_row(item) for item in self.left]
-        columns = ("site", "op", "kernel", "stride", "placement", "filter", "blur stands")
-        total = len(self.edits) + len(self.left)
-        summary = f"{self.model}: {len(self.edits)} of {total} sites to treat"
+        columns = ("site", "op", "kernel", "stride", "placement", "filter", "where, or why not")
+        summary = f"{self.model}: {len(self.edits)} of {len(self.decisions)} sites to treat"
         if self.left:
             summary += f", {len(self.left)} left"
+        rows = [_row(decision) for decision in self.decisions]
         return f"{text_table(columns, rows)}\n{summary}" if rows else summary
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that JSON can hold."""
-        data = dataclasses.asdict(self)
-        for edit, plain in zip(self.edits, data["edits"], strict=True):
-            plain["filter"] = edit.filter.spec
-        return {"format": _FORMAT, **data}
+        sites = []
+        for decision in self.decisions:
+            plain = dataclasses.asdict(decision)
+            if isinstance(decision, Edit):
+                plain["filter"] = decision.filter.spec
+            sites.append(plain)
+        return {"format": _FORMAT, "model": self.model, "sites": sites}
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
@@ -82,11 +92,7 @@ class Plan:
                     f"plan of format {data['format']}: this version reads format {_FORMAT}. "
                     "Make it again with plan_antialias(model)."
                 )
-            return cls(
-                data["model"],
-                tuple(_edit(e) for e in data["edits"]),
-                tuple(Left(_site(i["site"]), i["reason"]) for i in data["left"]),
-            )
+            return cls(data["model"], tuple(_decision(d) for d in data["sites"]))
         except (KeyError, TypeError) as error:
             raise PlanError(f"not a plan: {error!r}. Save one with Plan.save.") from error
 
@@ -128,15 +134,11 @@ def plan_antialias(
         _require_matches(argument, patterns, sites)
     _require_matches("overrides", special, sites)
 
-    edits: list[Edit] = []
-    left: list[Left] = []
-    for site in sites:
-        decided = _decide(site, options, chosen.rules + DEFAULT_RULES, included, excluded, special)
-        if isinstance(decided, Edit):
-            edits.append(decided)
-        else:
-            left.append(decided)
-    return Plan(type(model).__name__, tuple(edits), tuple(left))
+    rules = chosen.rules + DEFAULT_RULES
+    return Plan(
+        type(model).__name__,
+        tuple(_decide(site, options, rules, included, excluded, special) for site in sites),
+    )
 
 
 def _decide(
@@ -179,7 +181,9 @@ def _options(values: Mapping[str, Any], where: str = "apply_antialias") -> Optio
     known = [f.name for f in dataclasses.fields(Options)]
     unknown = [name for name in values if name not in known]
     if unknown:
-        raise SurgeryError(f"{where}: unknown option {unknown[0]!r}. Options are {', '.join(known)}.")
+        raise SurgeryError(
+            f"{where}: unknown option {unknown[0]!r}. Options are {', '.join(known)}."
+        )
     values = {**values, "filter": resolve_filter(values["filter"])}
     if values["placement"] not in _PLACEMENTS:
         raise SurgeryError(
@@ -223,24 +227,14 @@ def _require_matches(argument: str, patterns: Iterable[str], sites: tuple[Site, 
             )
 
 
-def _edit_row(edit: Edit) -> tuple[str, ...]:
-    site = edit.site
-    stands = "in its place" if edit.placement == "replace" else str(edit.anchor or "in the op")
-    return (
-        site.name,
-        f"{site.op} ({site.kind})",
-        _sizes(site.kernel),
-        _sizes(site.stride),
-        edit.placement,
-        edit.filter.name,
-        stands + (f" ({edit.note})" if edit.note else ""),
-    )
-
-
-def _left_row(item: Left) -> tuple[str, ...]:
-    site = item.site
-    kind = f"{site.op} ({site.kind})"
-    return (site.name, kind, _sizes(site.kernel), _sizes(site.stride), "left", "-", item.reason)
+def _row(decision: Edit | Left) -> tuple[str, ...]:
+    site = decision.site
+    head = (site.name, f"{site.op} ({site.kind})", _sizes(site.kernel), _sizes(site.stride))
+    if isinstance(decision, Left):
+        return (*head, "left", "-", decision.reason)
+    where = "in its place" if decision.placement == "replace" else str(decision.anchor or "in it")
+    note = f" ({decision.note})" if decision.note else ""
+    return (*head, decision.placement, decision.filter.name, where + note)
 
 
 def _sizes(sizes: tuple[int, ...]) -> str:
@@ -248,7 +242,9 @@ def _sizes(sizes: tuple[int, ...]) -> str:
 
 
 def _site(data: Mapping[str, Any]) -> Site:
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+    fields: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in data.items()
+    }
     for key in ("output", "activation"):
         fields[key] = _anchor(fields[key])
     return Site(**fields)
@@ -258,8 +254,10 @@ def _anchor(data: Any) -> Anchor | None:
     return None if data is None else Anchor(**data)
 
 
-def _edit(data: Mapping[str, Any]) -> Edit:
-    fields = {
+def _decision(data: Mapping[str, Any]) -> Edit | Left:
+    if "reason" in data:
+        return Left(_site(data["site"]), data["reason"])
+    fields: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) and key != "filter" else v for key, v in data.items()
     }
     fields["site"] = _site(data["site"])

@@ -1,0 +1,116 @@
+"""What a plan means for each module: one `Change` a module, built before anything is touched."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from aa_surgery.errors import UnsupportedSiteError
+from aa_surgery.layers.maps import AverageBlurPool, BlurMaps
+from aa_surgery.layers.pools import BlurPool
+from aa_surgery.rules import Edit
+from aa_surgery.sites import Anchor, Site
+from aa_surgery.surgery.classes import OpChange
+from aa_surgery.surgery.forward import GraphEdit
+from aa_surgery.surgery.plan import Plan
+
+__all__ = ["Change", "changes_of"]
+
+
+@dataclass
+class Change:
+    """All that happens to one module."""
+
+    op: str = ""
+    op_change: OpChange | None = None
+    children: dict[str, nn.Module | None] = field(default_factory=dict)
+    graph_edits: list[GraphEdit] = field(default_factory=list)
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether a blur stands before or behind the whole module."""
+        return "aa_before" in self.children or "aa_after" in self.children
+
+
+def changes_of(model: nn.Module, plan: Plan) -> dict[str, Change]:
+    """Return what happens to each module, by name."""
+    changes: dict[str, Change] = defaultdict(Change)
+    for edit in plan.edits:
+        site = edit.site
+        like = _like(model, site)
+        if edit.placement == "replace":
+            _place_replacement(changes, edit, like)
+        elif edit.op_stride is not None or edit.placement == "resample":
+            _place_op(changes, edit)
+        if edit.anchor is not None:
+            _place_blur(changes, edit, edit.anchor, like)
+    return changes
+
+
+def _place_op(changes: dict[str, Change], edit: Edit) -> None:
+    site = edit.site
+    if site.node:
+        changes[site.scope].graph_edits.append(GraphEdit(edit, "op", site.node))
+        return
+    change = changes[site.name]
+    change.op = "resample" if edit.placement == "resample" else site.op
+    change.op_change = OpChange(edit.op_stride or (), edit.pool_kernel)
+
+
+def _place_replacement(changes: dict[str, Change], edit: Edit, like: dict[str, Any]) -> None:
+    site = edit.site
+    blur = AverageBlurPool(
+        edit.filter,
+        site.kernel,
+        site.stride,
+        site.padding,
+        site.ceil_mode,
+        edit.padding_mode,
+        **like,
+    )
+    if site.node:
+        change = changes[site.scope]
+        name = f"aa_{site.node}"
+        change.graph_edits.append(GraphEdit(edit, "replace", site.node, name))
+        change.children[name] = blur
+    else:
+        changes[site.name].op = "replace"
+        changes[site.name].children["aa_blur"] = blur
+
+
+def _place_blur(
+    changes: dict[str, Change], edit: Edit, anchor: Anchor, like: dict[str, Any]
+) -> None:
+    change = changes[anchor.path]
+    site = edit.site
+    if anchor.kind in ("after", "before"):
+        change.children.setdefault("aa_before", None)
+        change.children.setdefault("aa_after", None)
+        name = f"aa_{anchor.kind}"
+        if change.children[name] is not None:
+            raise UnsupportedSiteError(
+                f"{site.name}: two blurs would stand {anchor}. Exclude one of the two sites."
+            )
+    else:
+        name = f"aa_{anchor.node}"
+        action = "after" if anchor.kind == "node" else "input"
+        change.graph_edits.append(GraphEdit(edit, action, anchor.node, name))
+    layer = BlurMaps if site.dims else BlurPool
+    change.children[name] = layer(
+        edit.filter, edit.blur_stride, edit.rate, edit.padding_mode, site.channels_last, **like
+    )
+
+
+def _like(model: nn.Module, site: Site) -> dict[str, Any]:
+    """Return device and dtype of the parameters nearest to a site."""
+    path = site.scope if site.node else site.name
+    while True:
+        for tensor in model.get_submodule(path).parameters():
+            if tensor.is_floating_point():
+                return dict(device=tensor.device, dtype=tensor.dtype)
+        if not path:
+            return {}
+        path = path.rpartition(".")[0]
