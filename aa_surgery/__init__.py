@@ -3,7 +3,7 @@
 Importing this package registers `aa_<name>` with timm for every architecture that timm has.
 """
 
-# audit: below
+from aa_surgery.audit import audit
 from aa_surgery.errors import NoEffectWarning, SurgeryError
 from aa_surgery.filters import frequency_response, list_filters
 from aa_surgery.integrations.timm import register as _register_with_timm
@@ -18,7 +18,7 @@ __all__ = [
     "Site",
     "SurgeryError",
     "apply_antialias",
-
+    "audit",
     "find_sites",
     "frequency_response",
     "list_filters",

@@ -55,8 +55,10 @@ def build(name: str, **kwargs: Any) -> nn.Module:
     torch.manual_seed(0)
     options = {**MODELS[name].kwargs, **kwargs}
     source, _, rest = name.rpartition(":")
-    model = torchvision.models.get_model(rest, **options) if source else timm.create_model(name, **options)
+    create = torchvision.models.get_model if source else timm.create_model
+    model = create(rest, **options)
     _spread_norms(model)
+    _settle_statistics(model, max(MODELS[name].sizes))
     return model.eval()
 
 
@@ -67,3 +69,19 @@ def _spread_norms(model: nn.Module) -> None:
         if parameter.ndim <= 1:
             values = torch.rand(parameter.shape, generator=generator) + 0.5
             parameter.data.copy_(values if (parameter.data > 0).any() else values - 1)
+
+
+def _settle_statistics(model: nn.Module, size: int) -> None:
+    """Give batch norms the statistics of noise images.
+
+    With the running mean 0 and variance 1 of a new net, activations of deep nets grow until
+    rounding errors grow with them, and no law could be told from noise.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, size, size))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from aa_surgery.layers import BlurPool
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
-def case(request: pytest.FixtureRequest) -> Iterator[tuple[str, nn.Module]]:
-    yield request.param, build(request.param)
+def case(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
+    return request.param, build(request.param)
 
 
 def image(size: int, dtype: torch.dtype = torch.float32) -> Tensor:

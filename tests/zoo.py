@@ -267,6 +267,4 @@ class NothingToDo(Zoo):
         return self.conv(x)[:, 1:, ..., ::1]
 
 
-ZOO: tuple[type[Zoo], ...] = tuple(
-    cls for cls in Zoo.__subclasses__() if cls is not NothingToDo
-)
+ZOO: tuple[type[Zoo], ...] = tuple(cls for cls in Zoo.__subclasses__() if cls is not NothingToDo)

@@ -71,8 +71,16 @@ class Flow:
         return self.modules[spot.path].get_submodule(str(spot.node.target))
 
     def calls(self, module: nn.Module) -> list[Spot]:
-        """Return every place that calls `module`."""
-        return self._calls[id(module)]
+        """Return the places that call `module`.
+
+        A forward that calls another method of a child (`self.backbone.forward_features(x)`) calls
+        that child's parts in its stead; the child's own forward is then the place that counts.
+        """
+        calls = self._calls[id(module)]
+        deepest = max((spot.path for spot in calls), key=len, default="")
+        if all(deepest.startswith(spot.path) for spot in calls):
+            return [spot for spot in calls if spot.path == deepest]
+        return calls
 
     def uses(self, spot: Spot) -> list[Spot] | None:
         """Return who reads the value of a node, across scopes; None where that is not known.

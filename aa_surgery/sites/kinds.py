@@ -147,7 +147,7 @@ def is_container(module: nn.Module) -> bool:
 
 def own_forward(module: nn.Module) -> bool:
     """Tell whether the module's class brings a forward of its own, not one of `torch.nn`."""
-    return not type(module).forward.__module__.startswith("torch.nn.modules")
+    return not (type(module).forward.__module__ or "").startswith("torch.nn.modules")
 
 
 def arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:

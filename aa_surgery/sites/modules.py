@@ -48,7 +48,7 @@ def read_module(module: nn.Module) -> dict[str, Any] | None:
 def plain_forward(module: nn.Module) -> bool:
     """Tell whether the module computes what its `torch.nn` class computes."""
     cls = type(module)
-    if not cls.forward.__module__.startswith("torch.nn.modules"):
+    if not (cls.forward.__module__ or "").startswith("torch.nn.modules"):
         return False
     inner = getattr(cls, "_conv_forward", None)
     return inner is None or inner.__module__.startswith("torch.nn.modules")

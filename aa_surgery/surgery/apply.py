@@ -12,7 +12,12 @@ from aa_surgery.errors import NoEffectWarning, UnsupportedModelError
 from aa_surgery.filters import Filter
 from aa_surgery.surgery.changes import Change, changes_of
 from aa_surgery.surgery.checks import check_alone, check_fit, check_indices, check_model
-from aa_surgery.surgery.classes import Antialiased, Recipe, antialiased_class
+from aa_surgery.surgery.classes import (
+    REBUILDING_METHODS,
+    Antialiased,
+    Recipe,
+    antialiased_class,
+)
 from aa_surgery.surgery.forward import rewritten_sources
 from aa_surgery.surgery.plan import Plan, plan_antialias
 
@@ -158,18 +163,33 @@ def _prepare(
 ) -> list[tuple[nn.Module, Change, type[nn.Module]]]:
     """Build the class of each changed module; nothing of the model is touched yet."""
     prepared = []
-    for path, change in changes.items():
-        module = model.get_submodule(path)
-        sources: tuple[str, ...] = ()
-        if change.graph_edits:
-            sources = rewritten_sources(module, path, change.graph_edits)
-        recipe = Recipe(change.op, sources, change.wrapped)
+    guards = _guards(model, changes)
+    for path in {**changes, **guards}:
+        module, change = model.get_submodule(path), changes.get(path, Change())
         taken = [n for n in change.children if hasattr(module, n)]
         if taken:
             raise UnsupportedModelError(f"{path}: the name {taken[0]} is taken. Rename that child.")
+        sources: tuple[str, ...] = ()
+        if change.graph_edits:
+            sources = rewritten_sources(module, path, change.graph_edits)
+        recipe = Recipe(change.op, sources, change.wrapped, guards.get(path, ()))
         host: Any = type(module)
         prepared.append((module, change, antialiased_class(host, recipe)))
     return prepared
+
+
+def _guards(model: nn.Module, changes: Mapping[str, Change]) -> dict[str, tuple[str, ...]]:
+    """Return the modules around the changed ones that rebuild themselves, and by which methods."""
+    guards = {}
+    for path in changes:
+        parts = path.split(".") if path else []
+        for n in range(len(parts) + 1):
+            around = ".".join(parts[:n])
+            host = type(model.get_submodule(around))
+            methods = tuple(m for m in REBUILDING_METHODS if hasattr(host, m))
+            if methods:
+                guards[around] = methods
+    return guards
 
 
 def _commit(

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.graph_module import _forward_from_src
 
+from aa_surgery.errors import UnsupportedModelError
 from aa_surgery.layers import functional as AF
 from aa_surgery.layers.maps import pooled_size
 from aa_surgery.sites.kinds import each_axis
 from aa_surgery.sites.modules import type_dimension
 
-__all__ = ["Antialiased", "OpChange", "Recipe", "antialiased_class"]
+__all__ = ["REBUILDING_METHODS", "Antialiased", "OpChange", "Recipe", "antialiased_class"]
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -35,11 +36,13 @@ class Recipe:
         op: Which op runs another way: a key of `_OPS`, or empty.
         sources: Generated forwards: one, or one for eval and one for training.
         wrapped: Whether a blur stands before or behind the whole module.
+        guarded: Methods that rebuild the module from its weights, and would lose a blur in it.
     """
 
     op: str = ""
     sources: tuple[str, ...] = ()
     wrapped: bool = False
+    guarded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,9 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
     if recipe.wrapped:
         namespace["_aa_inner_forward"] = inner
         inner = _wrapped_forward
-    namespace["forward"] = inner
+    if inner is not host.forward:
+        namespace["forward"] = inner
+    namespace.update({method: _REFUSALS[method] for method in recipe.guarded})
     return type(f"Antialiased{host.__name__}", (Antialiased, host), namespace)
 
 
@@ -209,3 +214,31 @@ _OPS: dict[str, Callable[..., Tensor]] = {
     "replace": _replaced,
     "resample": _resized,
 }
+
+
+def _refuse(self: Any, method: str) -> None:
+    raise UnsupportedModelError(
+        f"{method}() of {self._aa_host.__name__} rebuilds it from its weights and would lose the "
+        f"blur inside. Call remove_antialias(model), then {method}, then apply_antialias again."
+    )
+
+
+def _no_reparameterize(self: Any, *args: Any, **kwargs: Any) -> None:
+    _refuse(self, "reparameterize")
+
+
+def _no_switch_to_deploy(self: Any, *args: Any, **kwargs: Any) -> None:
+    _refuse(self, "switch_to_deploy")
+
+
+def _no_fuse(self: Any, *args: Any, **kwargs: Any) -> None:
+    _refuse(self, "fuse")
+
+
+_REFUSALS: dict[str, Callable[..., None]] = {
+    "reparameterize": _no_reparameterize,
+    "switch_to_deploy": _no_switch_to_deploy,
+    "fuse": _no_fuse,
+}
+
+REBUILDING_METHODS = tuple(_REFUSALS)

@@ -80,7 +80,7 @@ class Plan:
             return cls.from_dict(json.loads(Path(path).read_text()))
         except OSError as error:
             raise PlanError(f"plan {path}: cannot be read: {error.strerror}.") from error
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise PlanError(f"plan {path}: not JSON: {error}. Save one with Plan.save.") from error
 
     @classmethod

@@ -1,0 +1,1 @@
+"""One file a host library; each is the only place that imports its host."""

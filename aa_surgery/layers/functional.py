@@ -1,0 +1,286 @@
+"""Low-pass filtering and dense pooling on tensors `(N, C, *spatial)`, 1-D to 3-D."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor
+
+from aa_surgery.errors import InputError
+from aa_surgery.filters import Taps
+from aa_surgery.layers.fast_blur import (
+    Axis,
+    blur_slices,
+    blur_with_gradient,
+    fits_slices,
+    folds,
+    pad_and_convolve,
+)
+from aa_surgery.layers.fast_max import max_slices, max_slices_with_gradient
+from aa_surgery.layers.padding import PADDING_MODES, PaddingMode, pad_axes, pad_to
+
+__all__ = [
+    "PADDING_MODES",
+    "PaddingMode",
+    "blur",
+    "canonical_form",
+    "dense_avg_pool",
+    "dense_max_pool",
+    "pad_to",
+]
+
+# Below this many samples the fixed cost of many small ops outweighs the memory traffic they save.
+_PAYS_FROM = 1 << 19
+
+_canonical: ContextVar[bool] = ContextVar("aa_surgery_canonical", default=False)
+_AVG = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+@contextmanager
+def canonical_form() -> Iterator[None]:
+    """Run every blur in its plainest form inside: pad, then one depthwise convolution.
+
+    The faster forms compute the same numbers from slices and sums, in which an observer of ATen
+    ops (the audit) cannot recognise the filter.
+    """
+    token = _canonical.set(True)
+    try:
+        yield
+    finally:
+        _canonical.reset(token)
+
+
+def blur(
+    x: Tensor,
+    kernel: Tensor,
+    taps: Sequence[Taps],
+    stride: Sequence[int],
+    padding_mode: str = "reflect",
+    before: Sequence[int] | None = None,
+    size: Sequence[int] | None = None,
+) -> Tensor:
+    r"""Low-pass `x` and keep every `stride`-th sample of each axis.
+
+    $y[i] = \sum_n h_n\, x[i s + n - b]$ in each axis, `b` being `before`.
+
+    Args:
+        x: `(N, C, *spatial)`.
+        kernel: The outer product of `taps`, `(1, 1, *lengths)`, any float dtype.
+        taps: One filter an axis.
+        stride: One stride an axis.
+        padding_mode: `"reflect"`, `"replicate"`, `"zeros"` or `"circular"`; where the map is
+            too small for it, the border falls back to the nearest sample.
+        before: Samples that the first window reaches to the left of the map, one an axis;
+            `(length - 1) // 2` by default, which keeps the grid of an odd filter.
+        size: Output size, one an axis; `ceil(size / stride)` by default.
+
+    Returns:
+        `(N, C, *size)`, dtype and memory format of `x`.
+    """
+    if x.ndim != len(taps) + 2:
+        raise InputError(
+            f"blur over {len(taps)} spatial axes needs {len(taps) + 2} axes in all, got shape "
+            f"{tuple(x.shape)}. Add the batch axis: x.unsqueeze(0)."
+        )
+    if before is None:
+        before = [(len(t) - 1) // 2 for t in taps]
+    whole = size is None
+    if size is None:
+        size = [-(-n // s) for n, s in zip(x.shape[2:], stride, strict=True)]
+    axes = tuple(
+        Axis(t, s, b, n, m, padding_mode, whole)
+        for t, s, b, n, m in zip(taps, stride, before, x.shape[2:], size, strict=True)
+    )
+    if all(a.taps == (1.0,) and a.before == 0 and a.after <= 0 for a in axes):
+        return _subsample(x, axes)
+    if not _in_eager_cpu_float(x) or kernel.requires_grad or x.numel() < _PAYS_FROM:
+        return pad_and_convolve(x, kernel, axes)
+    slices = _slices_pay(axes)
+    if _needs_gradient(x) and _own_gradient_pays(axes):
+        return blur_with_gradient(x, kernel, axes, slices)
+    if _needs_gradient(x) or not slices:
+        return pad_and_convolve(x, kernel, axes)
+    return blur_slices(x, axes)
+
+
+def _in_eager_cpu_float(x: Tensor) -> bool:
+    """Whether the forms of `fast_blur` and `fast_max` may stand in for the plain ones."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and x.ndim == 4
+        and not _canonical.get()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
+
+
+def _slices_pay(axes: Sequence[Axis]) -> bool:
+    """Whether sums of slices are faster than the convolution, as measured in performance.md."""
+    return (
+        all(len(a.taps) <= 3 for a in axes)
+        and any(a.stride > 1 for a in axes)
+        and axes[0].mode != "zeros"
+        and fits_slices(axes)
+    )
+
+
+def _own_gradient_pays(axes: Sequence[Axis]) -> bool:
+    """Whether the gradient that needs nothing saved is faster: one border output a side."""
+    return folds(axes) and axes[0].mode != "zeros" and all(0 < a.before <= a.stride for a in axes)
+
+
+def _subsample(x: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """Keep every `stride`-th sample: the blur of one tap."""
+    if all(a.is_plain for a in axes):
+        return x
+    memory_format = _memory_format(x)
+    for dim, a in enumerate(axes, start=2):
+        x = x[(slice(None),) * dim + (slice(0, (a.size - 1) * a.stride + 1, a.stride),)]
+    return x.contiguous(memory_format=memory_format)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """Return the channels-last format of `x`, or the contiguous one."""
+    for ndim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if x.ndim == ndim and not x.is_contiguous():
+            if x.is_contiguous(memory_format=memory_format):
+                return memory_format
+    return torch.contiguous_format
+
+
+def dense_max_pool(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Max-pool `x` at stride 1, over the positions that sampling by `stride` reaches.
+
+    Every `stride`-th sample of the result is `F.max_pool*d` with these arguments, whatever
+    `ceil_mode` says, so that subsampling it gives the original's shape and values.
+
+    Args:
+        x: `(N, C, *spatial)`.
+        kernel_size: Window, one an axis; so are `stride`, `padding` and `dilation`.
+        stride: The stride of the pool that this one makes dense.
+        padding: Border of -inf on both sides.
+        dilation: Distance between the window's samples.
+        ceil_mode: Whether the last window may reach past the border.
+
+    Returns:
+        `(N, C, *dense)`.
+    """
+    after = _reach_of_pool(x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
+    if any(a > p for a, p in zip(after, padding, strict=True)):
+        pads = [p for b, a in zip(padding, after, strict=True) for p in (b, a)]
+        x = pad_axes(x, pads, "constant", -torch.inf)
+        padding = [0] * len(kernel_size)
+    if _in_eager_cpu_float(x) and _max_slices_pay(x, kernel_size, padding, dilation):
+        form = max_slices_with_gradient if _needs_gradient(x) else max_slices
+        return form(x, kernel_size[0], padding[0] == 1)
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel_size) - 1]
+    return pool(x, tuple(kernel_size), 1, tuple(padding), tuple(dilation))
+
+
+def _max_slices_pay(
+    x: Tensor, kernel_size: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> bool:
+    """Whether maxima of slices can stand in for `F.max_pool2d`, and are faster."""
+    window = (*kernel_size, *padding)
+    fits = window in ((2, 2, 0, 0), (3, 3, 0, 0), (3, 3, 1, 1)) and tuple(dilation) == (1, 1)
+    if not fits or min(x.shape[2:]) < kernel_size[0]:
+        return False
+    return x.is_contiguous() or (kernel_size[0] == 2 and not _needs_gradient(x))
+
+
+def _needs_gradient(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+def dense_avg_pool(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Average-pool `x` at stride 1, over the positions that sampling by `stride` reaches.
+
+    As `dense_max_pool`, for `F.avg_pool*d`: every `stride`-th sample is the original's.
+
+    Returns:
+        `(N, C, *dense)`.
+    """
+    pool = _AVG[len(kernel_size)]
+    ones = [1] * len(kernel_size)
+    after = _reach_of_pool(x.shape[2:], kernel_size, stride, padding, ones, ceil_mode)
+    extra = [a - p for a, p in zip(after, padding, strict=True)]
+    kernel, pads = tuple(kernel_size), tuple(padding)
+    if divisor_override is None and not any(e > 0 for e in extra):
+        return pool(x, kernel, 1, pads, False, count_include_pad)
+    sums = _window_sums(x, kernel, padding, after)
+    if divisor_override is not None:
+        return sums / divisor_override
+    for axis, (n, k, p) in enumerate(zip(x.shape[2:], kernel, pads, strict=True)):
+        start = torch.arange(sums.shape[2 + axis], device=x.device) - p
+        end = (start + k).clamp(max=n + p)
+        if not count_include_pad:
+            start, end = start.clamp(min=0), end.clamp(max=n)
+        shape = [1] * sums.ndim
+        shape[2 + axis] = -1
+        sums = sums / (end - start).to(x.dtype).view(shape)
+    return sums
+
+
+def _window_sums(
+    x: Tensor, kernel: tuple[int, ...], padding: Sequence[int], after: Sequence[int]
+) -> Tensor:
+    pads = [p for b, a in zip(padding, after, strict=True) for p in (b, a)]
+    x = pad_axes(x, pads, "constant")
+    count = 1
+    for k in kernel:
+        count *= k
+    return _AVG[len(kernel)](x, kernel, 1) * count
+
+
+def _reach_of_pool(
+    spatial: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> list[int]:
+    """Return the right border, one an axis, that the last window of the strided pool needs."""
+    after = []
+    for n, k, s, p, d in zip(spatial, kernel_size, stride, padding, dilation, strict=True):
+        span = d * (k - 1) + 1
+        last = n + 2 * p - span
+        if last < 0:
+            raise InputError(
+                f"pool of {span} samples on a map of {n} with padding {p}: the map is too small."
+            )
+        out = (-(-last // s) if ceil_mode else last // s) + 1
+        if ceil_mode and (out - 1) * s >= n + p:
+            out -= 1
+        after.append(max(p, (out - 1) * s + span - p - n))
+    return after
+
+
+# A symbolic trace (torch.fx) records one call to each of these, not the arithmetic on sizes inside.
+torch.fx.wrap("blur")
+torch.fx.wrap("dense_max_pool")
+torch.fx.wrap("dense_avg_pool")

@@ -1,0 +1,72 @@
+"""Borders of every length and mode, for maps of every size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["PADDING_MODES", "PaddingMode", "pad_to", "source_index"]
+
+PaddingMode = Literal["reflect", "replicate", "zeros", "circular"]
+PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
+
+
+def pad_to(x: Tensor, before: Sequence[int], after: Sequence[int], mode: str) -> Tensor:
+    """Pad (or, where negative, crop) each spatial axis of `x` by `before` and `after`.
+
+    A border longer than the map can give (`reflect`: its size less one; `circular`: its size) is
+    completed by repeating the outermost sample, so that no map is too small.
+    """
+    wanted = [p for pair in zip(before, after, strict=True) for p in pair]
+    sizes = [n for n in x.shape[2:] for _ in range(2)]
+    given = [_given(max(p, 0), n, mode) for p, n in zip(wanted, sizes, strict=True)]
+    rest = [max(p, 0) - g for p, g in zip(wanted, given, strict=True)]
+    x = pad_axes(x, given, "constant" if mode == "zeros" else mode)
+    x = pad_axes(x, rest, "replicate")
+    # last, because the border of one side may repeat what is cropped on the other
+    return pad_axes(x, [min(p, 0) for p in wanted], "constant")
+
+
+def pad_axes(x: Tensor, pads: Sequence[int], mode: str, value: float | None = None) -> Tensor:
+    """Call `F.pad` with pads in the order of the axes, `(before, after)` each."""
+    if not any(pads):
+        return x
+    reversed_pads = [p for i in range(len(pads) - 2, -1, -2) for p in pads[i : i + 2]]
+    return F.pad(x, reversed_pads, mode=mode, value=value)
+
+
+def source_index(i: int, size: int, mode: str) -> int | None:
+    """Return the sample of an axis that position `i` of its padded form repeats; None for zero.
+
+    >>> [source_index(i, 4, "reflect") for i in (-2, 0, 4)]
+    [2, 0, 2]
+    """
+    if 0 <= i < size:
+        return i
+    if mode == "zeros":
+        return None
+    beyond = -i if i < 0 else i - size + 1
+    from_left = i < 0
+    if mode == "replicate":
+        steps = 0
+    elif mode == "reflect":
+        steps = min(beyond, size - 1)
+    else:
+        from_left = not from_left
+        steps = min(beyond, size) - 1
+    return steps if from_left else size - 1 - steps
+
+
+def _given(border: int, size: int, mode: str) -> int:
+    """Return how much of `border` `mode` can make for an axis of `size` samples.
+
+    Comparisons, not `min`: of a symbolic size they leave a bound behind, not an expression.
+    """
+    if mode == "reflect" and border >= size:
+        return size - 1
+    if mode == "circular" and border > size:
+        return size
+    return border

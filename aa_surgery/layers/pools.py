@@ -1,0 +1,199 @@
+"""Layers: BlurPool, and dense max-pooling followed by it, for 1-D, 2-D and 3-D maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from aa_surgery.errors import FilterError, InputError
+from aa_surgery.filters import Filter, kernel_nd, resolve_filter
+from aa_surgery.layers import functional as AF
+
+__all__ = [
+    "BlurPool",
+    "BlurPool1d",
+    "BlurPool2d",
+    "BlurPool3d",
+    "MaxBlurPool1d",
+    "MaxBlurPool2d",
+    "MaxBlurPool3d",
+]
+
+
+class BlurPool(nn.Module):
+    r"""Low-pass a map and subsample it.
+
+    $y[i] = \sum_n h_n\, x[i s + n - b]$, separably in each axis, $b = \lfloor (m-1)/2 \rfloor$ for
+    a filter of `m` taps; the output has `ceil(size / stride)` samples. The kernel is a
+    non-persistent buffer: the layer adds no key to a state_dict.
+
+    Source: Zhang 2019 (arXiv:1904.11486), section 3.2.
+
+    Args:
+        filter: A name (`"tri-3"`), taps that sum to 1, or a `Filter`.
+        stride: Subsampling step, one an axis; its length is the number of spatial axes.
+        rate: The sampling rate, one an axis, that the filter prepares for; `stride` by default.
+            `stride=(1, 1), rate=(2, 2)` filters for an op behind it that has the stride.
+        padding_mode: Border: `"reflect"`, `"replicate"`, `"zeros"` or `"circular"`.
+        channels_last: Whether the input is `(N, *spatial, C)`, as tokens are, instead of
+            `(N, C, *spatial)`.
+
+    Raises:
+        FilterError: The filter or the padding mode is unknown.
+        InputError: The input has another number of axes.
+
+    >>> BlurPool("tri-3", stride=(2, 2))(torch.ones(1, 8, 7, 6)).shape
+    torch.Size([1, 8, 4, 3])
+    """
+
+    kernel: Tensor
+
+    def __init__(
+        self,
+        filter: str | Sequence[float] | Filter = "tri-3",
+        stride: Sequence[int] = (2, 2),
+        rate: Sequence[int] | None = None,
+        padding_mode: str = "reflect",
+        channels_last: bool = False,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if padding_mode not in AF.PADDING_MODES:
+            raise FilterError(
+                f"padding_mode {padding_mode!r} is unknown. Use one of {AF.PADDING_MODES}."
+            )
+        self.filter = resolve_filter(filter)
+        self.stride = tuple(stride)
+        self.rate = tuple(rate) if rate is not None else self.stride
+        self.padding_mode = padding_mode
+        self.channels_last = channels_last
+        self.taps = tuple(self.filter.taps(r) for r in self.rate)
+        kernel = kernel_nd(self.taps, dtype or torch.get_default_dtype()).to(device)
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fill the kernel again, as timm asks of a model that left the meta device."""
+        self.kernel.copy_(kernel_nd(self.taps, self.kernel.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the filtered and subsampled map, laid out as `x`."""
+        if self.channels_last:
+            return AF.blur(
+                x.movedim(-1, 1), self.kernel, self.taps, self.stride, self.padding_mode
+            ).movedim(1, -1)
+        return AF.blur(x, self.kernel, self.taps, self.stride, self.padding_mode)
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows of the layer."""
+        rate = f", rate={self.rate}" if self.rate != self.stride else ""
+        return (
+            f"{self.filter.name!r}, stride={self.stride}{rate}, padding_mode={self.padding_mode!r}"
+        )
+
+
+class BlurPool1d(BlurPool):
+    """`BlurPool` over one axis, with one stride.
+
+    >>> BlurPool1d(stride=3)(torch.ones(1, 2, 9)).shape
+    torch.Size([1, 2, 3])
+    """
+
+    _ndim = 1
+
+    def __init__(
+        self,
+        filter: str | Sequence[float] | Filter = "tri-3",
+        stride: int | Sequence[int] = 2,
+        padding_mode: str = "reflect",
+    ) -> None:
+        super().__init__(filter, _each_axis(stride, self._ndim), None, padding_mode)
+
+
+class BlurPool2d(BlurPool1d):
+    """`BlurPool` over two axes; `stride` is one number, or one an axis.
+
+    >>> BlurPool2d("binomial-5", stride=(1, 2))(torch.ones(1, 2, 9, 9)).shape
+    torch.Size([1, 2, 9, 5])
+    """
+
+    _ndim = 2
+
+
+class BlurPool3d(BlurPool1d):
+    """`BlurPool` over three axes; `stride` is one number, or one an axis.
+
+    >>> BlurPool3d(stride=(1, 2, 2))(torch.ones(1, 2, 4, 8, 8)).shape
+    torch.Size([1, 2, 4, 4, 4])
+    """
+
+    _ndim = 3
+
+
+class MaxBlurPool1d(nn.Module):
+    """Max-pool at stride 1, then low-pass and subsample.
+
+    Source: Zhang 2019 (arXiv:1904.11486), section 3.2, MaxBlurPool.
+
+    Args:
+        kernel_size: Window of the max, one number or one an axis; so are the next three.
+        stride: Subsampling step; `kernel_size` by default, as in `nn.MaxPool2d`.
+        padding: Border of -inf for the max.
+        dilation: Distance between the window's samples.
+        ceil_mode: As in `nn.MaxPool2d`; the output has that layer's shape.
+        filter: The low-pass filter.
+        padding_mode: The low-pass filter's border.
+
+    >>> MaxBlurPool2d(3, 2, padding=1)(torch.ones(1, 8, 112, 112)).shape
+    torch.Size([1, 8, 56, 56])
+    """
+
+    _ndim = 1
+
+    def __init__(
+        self,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        ceil_mode: bool = False,
+        filter: str | Sequence[float] | Filter = "tri-3",
+        padding_mode: str = "reflect",
+    ) -> None:
+        super().__init__()
+        self.kernel_size = _each_axis(kernel_size, self._ndim)
+        self.stride = _each_axis(kernel_size if stride is None else stride, self._ndim)
+        self.padding = _each_axis(padding, self._ndim)
+        self.dilation = _each_axis(dilation, self._ndim)
+        self.ceil_mode = ceil_mode
+        self.blur = BlurPool(filter, self.stride, None, padding_mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the pooled map, of the shape that the max-pool alone would give."""
+        dense = AF.dense_max_pool(
+            x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+        )
+        return self.blur(dense)
+
+
+class MaxBlurPool2d(MaxBlurPool1d):
+    """`MaxBlurPool1d` over two axes."""
+
+    _ndim = 2
+
+
+class MaxBlurPool3d(MaxBlurPool1d):
+    """`MaxBlurPool1d` over three axes."""
+
+    _ndim = 3
+
+
+def _each_axis(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    """Return `value` once an axis."""
+    if isinstance(value, int):
+        return (value,) * ndim
+    if len(value) != ndim:
+        raise InputError(f"expected one number or {ndim}, got {tuple(value)}.")
+    return tuple(value)

@@ -1,0 +1,498 @@
+"""Laws of the measurements: known answers, independence of batching, exact reduction, bad input."""
+
+from __future__ import annotations
+
+import copy
+import io
+import zipfile
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from aa_surgery.errors import InputError
+from aa_surgery.evaluation import (
+    ImageFiles,
+    Preprocess,
+    ShiftConsistency,
+    agreement,
+    circular_shifts,
+    count_flops,
+    count_parameters,
+    crop,
+    crop_shifts,
+    diagonal_path,
+    iterate_batches,
+    mean_step_change,
+    measure_consistency,
+    measure_time_ratio,
+    preprocess_of,
+    roll,
+    shift_confidence,
+    shift_pairs,
+    staircase_path,
+    wilson_interval,
+)
+from aa_surgery.reports import print_table, text_table
+
+SIZE, MARGIN = 16, 8
+
+
+class Constant(nn.Module):
+    """Names class 2 whatever it sees."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.eye(5)[2].expand(len(x), 5)
+
+
+class Parity(nn.Module):
+    """Names class 1 where the crop of a column ramp starts at an odd column, else 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        odd = (x[:, 0, 0, 0].round().long() % 2).float()
+        return torch.stack([1 - odd, odd], dim=1)
+
+
+class Texture(nn.Module):
+    """A small random network: shift-variant, so that its consistency lies between 0 and 100."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(0.9),
+            nn.Linear(128, 4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def ramp(n: int, side: int = SIZE + MARGIN) -> Tensor:
+    """Images whose value is the column number."""
+    return torch.arange(side).float().expand(n, 3, side, side)
+
+
+def noise(n: int, side: int = SIZE + MARGIN) -> Tensor:
+    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def measure(model: nn.Module, batches: object, **options: object):
+    return measure_consistency(model, batches, size=SIZE, margin=MARGIN, **options)
+
+
+# Shifts
+
+
+def test_draws_never_change_between_versions() -> None:
+    assert crop_shifts(0, passes=2, seed=0).tolist() == [[[27, 18], [25, 28]], [[23, 1], [25, 12]]]
+    assert circular_shifts(12345, seed=7).tolist() == [[[26, -18], [19, 9]]]
+
+
+def test_draws_depend_on_seed_index_and_pass_alone() -> None:
+    before = torch.random.get_rng_state()
+    assert torch.equal(crop_shifts(9, passes=3, seed=4), crop_shifts(9, passes=8, seed=4)[:3])
+    assert torch.equal(before, torch.random.get_rng_state())
+    draws = {
+        tuple(crop_shifts(index, seed=seed, passes=2)[p].flatten().tolist())
+        for index in range(4)
+        for seed in range(4)
+        for p in range(2)
+    }
+    assert len(draws) == 32
+
+
+@pytest.mark.parametrize(
+    ("draw", "low", "high"), [(crop_shifts, 0, 31), (circular_shifts, -32, 31)]
+)
+def test_draws_are_uniform_over_the_whole_range(draw, low: int, high: int) -> None:
+    values = torch.cat([draw(i, passes=4) for i in range(1000)]).flatten()
+    assert (int(values.min()), int(values.max())) == (low, high)
+    counts = torch.bincount(values - low).double()
+    expected = len(values) / len(counts)
+    chi2 = float(((counts - expected) ** 2 / expected).sum())
+    assert chi2 < 2 * len(counts)  # many standard deviations above the mean, len(counts) - 1
+
+
+def test_crop_and_roll_move_the_content_as_said() -> None:
+    image = torch.arange(36).view(1, 6, 6)
+    assert crop(image, (2, 3), 2).tolist() == [[[15, 16], [21, 22]]]
+    assert roll(image, (1, -2))[0, 1, 0] == image[0, 0, 2]
+
+
+# Consistency
+
+
+@pytest.mark.parametrize("protocol", ["crop", "circular"])
+def test_a_constant_classifier_is_wholly_consistent(protocol: str) -> None:
+    result = measure(Constant(), [noise(5)], protocol=protocol, passes=2)
+    assert (result.consistency, result.images, result.pairs) == (100.0, 5, 10)
+    assert result.interval[1] == pytest.approx(100)
+    assert result.interval[0] == pytest.approx(wilson_interval(5, 5)[0])
+
+
+def test_parity_classifier_agrees_exactly_where_offsets_share_parity() -> None:
+    passes, n = 5, 40
+    offsets = torch.stack([crop_shifts(i, passes, seed=2, margin=MARGIN) for i in range(n)])
+    x = offsets[..., 1]
+    expected = 100 * float((x[..., 0] % 2 == x[..., 1] % 2).double().mean())
+    assert 0 < expected < 100
+    result = measure(Parity(), [ramp(n)], passes=passes, seed=2)
+    assert result.consistency == pytest.approx(expected)
+
+
+def test_circular_protocol_rolls_the_central_square() -> None:
+    images = noise(3)
+    a, b = next(shift_pairs(images, [4, 5, 6], "circular", size=SIZE, margin=MARGIN, seed=1))
+    region = images[..., 4:20, 4:20]
+    for i, index in enumerate((4, 5, 6)):
+        (ya, xa), (yb, xb) = circular_shifts(index, seed=1, margin=MARGIN)[0].tolist()
+        assert torch.equal(a[i], region[i].roll((ya, xa), (1, 2)))
+        assert torch.equal(b[i], region[i].roll((yb, xb), (1, 2)))
+
+
+@pytest.mark.parametrize("sizes", [[1] * 12, [5, 5, 2], [12]])
+def test_result_is_a_hand_computation_whatever_the_batches(sizes: list[int]) -> None:
+    model, images = Texture().eval(), noise(12)
+    agreed = 0
+    for i in range(12):
+        (ya, xa), (yb, xb) = crop_shifts(i, seed=6, margin=MARGIN)[0].tolist()
+        a = images[i : i + 1, :, ya : ya + SIZE, xa : xa + SIZE]
+        b = images[i : i + 1, :, yb : yb + SIZE, xb : xb + SIZE]
+        agreed += int(model(a).argmax() == model(b).argmax())
+    assert 0 < agreed < 12
+    assert measure(model, images.split(sizes), seed=6).consistency == pytest.approx(
+        100 * agreed / 12
+    )
+
+
+def test_order_does_not_matter_where_indices_are_given() -> None:
+    model, images, labels = Texture(), noise(12), torch.arange(12) % 4
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    straight = measure(model, [(images, labels)], passes=3)
+    shuffled = measure(model, [(images[o], labels[o], o) for o in order.split(5)], passes=3)
+    assert straight == shuffled
+    assert straight.top1 is not None
+
+
+def test_top1_is_that_of_the_central_crop() -> None:
+    model, images = Texture().eval(), noise(12)
+    labels = torch.arange(12) % 4
+    expected = 100 * float((model(images[..., 4:20, 4:20]).argmax(1) == labels).double().mean())
+    assert 0 < expected < 100
+    assert measure(model, [(images, labels)]).top1 == pytest.approx(expected)
+    assert measure(model, [images]).top1 is None
+
+
+def test_every_modules_mode_comes_back() -> None:
+    model = Texture().train()
+    model.body[1].eval()
+    before = [m.training for m in model.modules()]
+    measure(model, [noise(2)])
+    with pytest.raises(InputError):
+        measure(model, [noise(2, side=SIZE)])
+    assert [m.training for m in model.modules()] == before
+
+
+def test_progress_counts_every_image() -> None:
+    seen: list[int] = []
+    measure(Constant(), noise(5).split(2), progress=seen.append)
+    assert seen == [2, 2, 1]
+
+
+def test_clustered_interval_lies_between_images_and_pairs() -> None:
+    result = measure(Parity(), [ramp(30)], passes=20)
+    width = result.interval[1] - result.interval[0]
+    p = result.consistency / 100
+
+    def wilson_width(n: int) -> float:
+        low, high = wilson_interval(p * n, n)
+        return high - low
+
+    assert wilson_width(600) - 1e-9 <= width <= wilson_width(30) + 1e-9
+
+
+# The metric
+
+
+def batches_of_logits() -> list[tuple[Tensor, Tensor]]:
+    g = torch.Generator().manual_seed(0)
+    return [(torch.randn(n, 3, generator=g), torch.randn(n, 3, generator=g)) for n in (7, 4, 10)]
+
+
+def test_metric_is_the_plain_mean_of_agreements() -> None:
+    metric = ShiftConsistency()
+    batches = batches_of_logits()
+    for a, b in batches:
+        metric.update(a, b)
+    expected = 100 * torch.cat([agreement(a, b) for a, b in batches]).float().mean()
+    assert 0 < expected < 100
+    assert metric.compute() == pytest.approx(float(expected))
+    metric.reset()
+    metric.update(torch.tensor([1, 2]), torch.tensor([1, 0]))
+    assert metric.compute() == 50
+
+
+def test_two_processes_metrics_reduce_to_the_whole() -> None:
+    whole, first, second = ShiftConsistency(), ShiftConsistency(), ShiftConsistency()
+    for i, (a, b) in enumerate(batches_of_logits()):
+        whole.update(a, b)
+        (first, second)[i % 2].update(a, b)
+    # What torchmetrics does across processes: gather each state, then reduce it by its function.
+    for name, reduce in first._reductions.items():
+        gathered = torch.stack([getattr(first, name), getattr(second, name)])
+        setattr(first, name, reduce(gathered))
+    first._computed = None
+    assert first.compute() == whole.compute()
+
+
+def test_metric_merges_copies_and_forwards() -> None:
+    whole, part = ShiftConsistency(), ShiftConsistency()
+    batches = batches_of_logits()
+    for a, b in batches:
+        assert whole(a, b) == pytest.approx(100 * float(agreement(a, b).float().mean()))
+    part.update(*batches[0])
+    other = copy.deepcopy(part)
+    other.reset()
+    for a, b in batches[1:]:
+        other.update(a, b)
+    part.merge_state(other)
+    assert part.compute() == whole.compute()
+
+
+def test_metric_and_measure_agree() -> None:
+    model, images, metric = Texture().eval(), noise(12), ShiftConsistency()
+    for a, b in shift_pairs(images, range(12), size=SIZE, margin=MARGIN, passes=2):
+        metric.update(model(a), model(b))
+    measured = measure(model, [images], passes=2)
+    assert float(metric.compute()) == pytest.approx(measured.consistency)
+
+
+# Stability
+
+
+def test_paths_move_one_pixel_at_a_time() -> None:
+    walk = staircase_path(32)
+    assert (len(walk), walk[-1]) == (65, (32, 32))
+    assert all(abs(y - v) + abs(x - u) == 1 for (y, x), (v, u) in pairwise(walk))
+    assert walk[1] == (0, 1)
+    assert diagonal_path(32)[-1] == (32, 32)
+
+
+def test_confidence_is_followed_along_the_path() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            value = x[:, 0, 0, 0]
+            return torch.stack([value, torch.zeros_like(value)], dim=1)
+
+    image = torch.rand(3, 24, 24)
+    path = diagonal_path(8)
+    expected = torch.sigmoid(image[0].diagonal()[:9])
+    confidence = shift_confidence(Sum(), image, 0, path, size=16, batch_size=4)
+    torch.testing.assert_close(confidence, expected)
+    assert mean_step_change(confidence) == pytest.approx(100 * float(expected.diff().abs().mean()))
+
+
+# Cost
+
+
+def test_flops_are_twice_the_multiply_accumulates() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.Flatten(), nn.Linear(150, 7))
+    assert count_flops(model, torch.rand(1, 4, 5, 5)) == 2 * (25 * 6 * 2 * 9 + 150 * 7)
+    assert count_parameters(model) == 6 * 2 * 9 + 6 + 150 * 7 + 7
+    assert model.training
+
+
+def test_time_ratio_tells_a_slow_model_from_a_fast_one() -> None:
+    x = torch.rand(1, 64, 32, 32)
+    slow = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(8)))
+    assert measure_time_ratio(nn.Identity(), slow, x, repeats=5).ratio > 2
+
+
+# Images
+
+
+def write_image(path: Path, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, 128 if mode in "L" else (200, 100, 50)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("folders", "labels", "source"),
+    [
+        (["0008_n01514859", "0002_n01484850"], [2, 8], "index"),
+        (["n01514859", "n01484850"], [2, 8], "wordnet id"),
+        (["dog", "cat"], [0, 1], "folder order"),
+        (["photos"], [None], "none"),
+        (["."], [None], "none"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_folders_label_their_images(
+    tmp_path: Path, folders: list[str], labels: list[int], source: str, zipped: bool
+) -> None:
+    root = tmp_path / "data"
+    for folder in folders:
+        write_image(root / folder / "x.JPEG")
+    (root / "README.txt").write_text("not an image")
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+            for path in root.rglob("*"):
+                archive.write(path, path.relative_to(root))
+            archive.writestr("__MACOSX/._x.jpg", b"shadow")
+        root = tmp_path / "data.zip"
+    files = ImageFiles(root)
+    assert list(files.labels) == labels
+    assert files.label_source == source
+    assert files[0][0].size == (40, 30)
+
+
+def test_batches_carry_images_labels_and_numbers(tmp_path: Path) -> None:
+    for i in range(5):
+        write_image(tmp_path / f"{i:04d}_x" / "a.png", mode="L" if i % 2 else "RGB")
+    files = ImageFiles(tmp_path)
+    batches = list(iterate_batches(files, Preprocess(resize=24), batch_size=2))
+    assert [b[0].shape for b in batches] == [(2, 3, 24, 24), (2, 3, 24, 24), (1, 3, 24, 24)]
+    assert torch.cat([b[1] for b in batches]).tolist() == [0, 1, 2, 3, 4]
+    assert [i for b in batches for i in b[2]] == [0, 1, 2, 3, 4]
+    assert len(ImageFiles(tmp_path, limit=2)) == 2
+    assert len(ImageFiles(tmp_path / "0003_x" / "a.png")) == 1
+
+
+def test_preprocess_normalises_and_keeps_the_centre() -> None:
+    image = Image.new("RGB", (60, 30), (0, 0, 0))
+    image.paste((255, 255, 255), (15, 0, 45, 30))
+    pixels = Preprocess(resize=30, mean=(0.5,) * 3, std=(0.25,) * 3)(image)
+    assert pixels.shape == (3, 30, 30)
+    torch.testing.assert_close(pixels, torch.full_like(pixels, 2.0))
+
+
+def test_preprocess_of_reads_timms_configuration() -> None:
+    import timm
+
+    model = timm.create_model("tf_efficientnet_lite0")
+    assert preprocess_of(model).mean == (0.5, 0.5, 0.5)
+    assert preprocess_of(nn.Identity(), size=128).resize == 160
+
+
+# Bad input
+
+
+def corrupt(path: Path) -> Path:
+    """An image cut in half."""
+    data = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(data, format="JPEG")
+    path.write_bytes(data.getvalue()[: len(data.getvalue()) // 2])
+    return path
+
+
+@pytest.mark.parametrize("content", [None, b"", b"plain text"])
+def test_a_corrupt_image_is_named(tmp_path: Path, content: bytes | None) -> None:
+    write_image(tmp_path / "a.jpg")
+    broken = tmp_path / "broken.jpg"
+    corrupt(broken) if content is None else broken.write_bytes(content)
+    with pytest.raises(InputError, match=r"broken\.jpg: cannot be read .*Replace the file"):
+        list(iterate_batches(ImageFiles(tmp_path), Preprocess(resize=24)))
+
+
+def test_a_damaged_zip_is_named(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "a.jpg")
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as z:
+        z.write(image, "a.jpg")
+    data = bytearray(archive.read_bytes())
+    data[60] ^= 0xFF  # inside the stored image, so its checksum fails
+    archive.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.jpg: cannot be read"):
+        ImageFiles(archive)[0]
+
+
+def test_bad_paths_say_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        ImageFiles(tmp_path / "missing")
+    with pytest.raises(InputError, match=r"no image among 0 files.*<class>/<name>\.jpg"):
+        ImageFiles(tmp_path)
+    (tmp_path / "a.tar").write_bytes(b"no zip")
+    with pytest.raises(InputError, match=r"not a zip file"):
+        ImageFiles(tmp_path / "a.tar")
+    write_image(tmp_path / "n99999999" / "a.jpg")
+    with pytest.raises(InputError, match="n99999999"):
+        ImageFiles(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("batches", "options", "message"),
+    [
+        ([noise(1)[0]], {}, r"needs \(N, C, H, W\).*unsqueeze"),
+        ([noise(1, side=20)], {}, r"20x20 px.*needs 24 px.*size=12"),
+        ([noise(1)], {"protocol": "diagonal"}, "protocol 'diagonal' is unknown"),
+        ([noise(1)], {"passes": 0}, "passes 0"),
+        ([noise(1)], {"seed": -1}, "seed -1"),
+        ([(noise(2), None, [1])], {}, "1 indices for 2 images"),
+        ([(noise(2), torch.zeros(3).long())], {}, r"labels of shape \(3,\)"),
+        ([(noise(2), torch.zeros(2))], {}, "integer class"),
+        ([["a.jpg"]], {}, "give images"),
+        ([], {}, "no image to measure"),
+    ],
+)
+def test_bad_batches_are_refused(batches: object, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        measure(Constant(), batches, **options)
+
+
+def test_models_that_return_no_logits_are_refused() -> None:
+    with pytest.raises(InputError, match=r"Conv2d returned \(2, 4, 14, 14\)"):
+        measure(nn.Conv2d(3, 4, 3), [noise(2)])
+    with pytest.raises(InputError, match="NaN"):
+        agreement(torch.tensor([[float("nan"), 1]]), torch.tensor([[0.0, 1]]))
+    with pytest.raises(InputError, match="shapes"):
+        ShiftConsistency().update(torch.zeros(2, 3), torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("image", "class_index", "path", "message"),
+    [
+        (torch.rand(1, 3, 24, 24), 0, None, r"needs one image, \(C, H, W\)"),
+        (torch.rand(3, 20, 20), 0, None, "needs 48 px"),
+        (torch.rand(3, 24, 24), 9, diagonal_path(2), "class 9: the model has 5"),
+        (torch.rand(3, 24, 24), 0, [(-1, 0)], "none negative"),
+    ],
+)
+def test_stability_refuses_bad_input(image, class_index, path, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        shift_confidence(Constant(), image, class_index, path, size=SIZE)
+
+
+# Tables
+
+
+def test_tables_align_and_print_plainly_where_nobody_looks() -> None:
+    out = io.StringIO()
+    print_table(["name", "n"], [["a[b]", 10], ["long name", 2]], title="T", file=out)
+    assert out.getvalue().splitlines() == [
+        "T",
+        "name        n",
+        "---------  --",
+        "a[b]       10",
+        "long name   2",
+    ]
+    with pytest.raises(InputError, match="row 0: 1 cells for 2 columns"):
+        text_table(["a", "b"], [["x"]])
+
+
+def test_tables_on_a_terminal_show_every_cell() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    print_table(["name", "n"], [["a[b]", 10]], title="T", file=out)
+    assert "a[b]" in out.getvalue()
+    assert "10" in out.getvalue()
