@@ -34,7 +34,7 @@ def blur_after_activation(site: Site, options: Options) -> Edit | Left | None:
     """
     if site.op != "conv" or options.placement == "pre" or site.opaque or site.output is None:
         return None
-    overlaps = any(k > s for k, s in zip(site.kernel, site.stride, strict=True))
+    overlaps = not site.kernel or any(k > s for k, s in zip(site.kernel, site.stride, strict=True))
     if options.placement == "auto" and (site.activation is None or not overlaps):
         return None
     return options.edit(

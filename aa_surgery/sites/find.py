@@ -10,7 +10,7 @@ from torch import fx, nn
 from aa_surgery.layers import BlurPool
 from aa_surgery.sites.flow import Flow, Spot
 from aa_surgery.sites.functions import read_node
-from aa_surgery.sites.modules import plain_forward, read_module
+from aa_surgery.sites.modules import plain_forward, read_conv_like, read_module
 from aa_surgery.sites.site import Site
 
 __all__ = ["find_sites"]
@@ -74,9 +74,10 @@ def _function_sites(
 ) -> list[Site]:
     """Return the sites among the nodes of a scope's graph.
 
-    Where the scope is itself a conv or pool with a forward of its own (timm's `Conv2dSame`), the
-    node is that module's op and takes its name and its known sizes.
+    Where the scope is itself a conv or pool with a forward of its own (timm's `Conv2dSame`,
+    `CondConv2d`), the node is that module's op and takes its name and its known sizes.
     """
+    owner = owner or read_conv_like(module)
     found: list[Site] = []
     sources: set[tuple[str, fx.Node]] = set()
     for node in flow.graphs[path].nodes:
@@ -89,12 +90,12 @@ def _function_sites(
                 continue  # slices of one map at several offsets are one site
             sources.add(("slice", source))
         if owner is not None and owner["op"] == fields["op"]:
-            fields = {
-                **fields,
-                **{k: owner[k] for k in ("kernel", "in_channels", "groups") if k in owner},
-            }
+            fields |= {k: owner[k] for k in ("kernel", "in_channels", "groups") if k in owner}
             name, kind = path, type(module).__name__
+            calls = flow.calls(module)
+            spot = calls[0] if len(calls) == 1 else Spot(path, node)
         else:
+            spot = Spot(path, node)
             name = f"{path}:{node.name}"
             kind = getattr(node.target, "__name__", str(node.target))
         site = Site(
@@ -105,7 +106,7 @@ def _function_sites(
             node=node.name,
             **fields,
         )
-        found.append(_with_surroundings(site, Spot(path, node), flow))
+        found.append(_with_surroundings(site, spot, flow))
     return found
 
 

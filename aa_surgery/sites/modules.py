@@ -8,7 +8,7 @@ from torch import nn
 
 from aa_surgery.sites.kinds import each_axis
 
-__all__ = ["plain_forward", "read_module"]
+__all__ = ["plain_forward", "read_conv_like", "read_module", "read_resize"]
 
 Conv = nn.modules.conv._ConvNd
 Transposed = nn.modules.conv._ConvTransposeNd
@@ -69,6 +69,14 @@ def _read_conv(conv: Any) -> dict[str, Any] | None:
         in_channels=conv.in_channels,
         groups=conv.groups,
     )
+
+
+def read_conv_like(module: nn.Module) -> dict[str, Any] | None:
+    """Return the fields of a module that describes itself as torch's convolutions do."""
+    names = ("kernel_size", "stride", "padding", "dilation", "in_channels", "groups")
+    if not all(isinstance(getattr(module, name, None), (int, tuple)) for name in names):
+        return None
+    return _read_conv(module) if isinstance(module.kernel_size, tuple) else None
 
 
 def _read_pool(pool: Any) -> dict[str, Any] | None:
