@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # Below this many samples the fixed cost of many small ops outweighs the memory traffic they save.
-_PAYS_FROM = 1 << 19
+_PAYS_FROM = 1 << 20
 
 _canonical: ContextVar[bool] = ContextVar("aa_surgery_canonical", default=False)
 _AVG = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
