@@ -1,7 +1,8 @@
 """Dense max-pooling on 4-D CPU tensors, one axis after the other, as maxima of shifted slices.
 
-On contiguous CPU tensors `F.max_pool2d` at stride 1 walks every window sample by sample; the
-maximum of two slices is a vectorised pass over memory.
+On contiguous CPU tensors `F.max_pool2d` at stride 1 walks every window sample by sample, and in
+every format it writes an index of 8 bytes for each maximum; the maximum of two slices is a
+vectorised pass over memory.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from aa_surgery.layers.memory import memory_format_of
 
 __all__ = ["max_slices", "max_slices_with_gradient"]
 
@@ -26,7 +29,7 @@ def max_slices(x: Tensor, window: int, same: bool) -> Tensor:
     Returns:
         `(N, C, H, W)` where `same`, else `window - 1` less in the last two axes.
     """
-    for dim in (3, 2):
+    for dim in (2, 3):
         x = torch.maximum(*_neighbours(x, dim))
         if window == 3:
             x = _join(x, dim, same)
@@ -50,7 +53,9 @@ def _join(pairs: Tensor, dim: int, same: bool) -> Tensor:
     shape = list(pairs.shape)
     shape[dim] += 1
     last = shape[dim] - 1
-    out = pairs.new_empty(shape)
+    out = torch.empty(
+        shape, dtype=pairs.dtype, device=pairs.device, memory_format=memory_format_of(pairs)
+    )
     torch.maximum(*_neighbours(pairs, dim), out=out.narrow(dim, 1, last - 1))
     out.select(dim, 0).copy_(pairs.select(dim, 0))
     out.select(dim, last).copy_(pairs.select(dim, last - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -22,12 +22,14 @@ from aa_surgery.layers.fast_blur import (
     pad_and_convolve,
 )
 from aa_surgery.layers.fast_max import max_slices, max_slices_with_gradient
+from aa_surgery.layers.memory import memory_format_of
 from aa_surgery.layers.padding import PADDING_MODES, PaddingMode, pad_axes, pad_to
 
 __all__ = [
     "PADDING_MODES",
     "PaddingMode",
     "blur",
+    "by_image",
     "canonical_form",
     "dense_avg_pool",
     "dense_max_pool",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 # Below this many samples the fixed cost of many small ops outweighs the memory traffic they save.
+_LARGE_IMAGE = 2**19  # elements of one image
 _PAYS_FROM = 1 << 20
 
 _canonical: ContextVar[bool] = ContextVar("aa_surgery_canonical", default=False)
@@ -142,19 +145,10 @@ def _subsample(x: Tensor, axes: Sequence[Axis]) -> Tensor:
     """Keep every `stride`-th sample: the blur of one tap."""
     if all(a.is_plain for a in axes):
         return x
-    memory_format = _memory_format(x)
+    memory_format = memory_format_of(x)
     for dim, a in enumerate(axes, start=2):
         x = x[(slice(None),) * dim + (slice(0, (a.size - 1) * a.stride + 1, a.stride),)]
     return x.contiguous(memory_format=memory_format)
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    """Return the channels-last format of `x`, or the contiguous one."""
-    for ndim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if x.ndim == ndim and not x.is_contiguous():
-            if x.is_contiguous(memory_format=memory_format):
-                return memory_format
-    return torch.contiguous_format
 
 
 def dense_max_pool(
@@ -193,6 +187,29 @@ def dense_max_pool(
     return pool(x, tuple(kernel_size), 1, tuple(padding), tuple(dilation))
 
 
+def by_image(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return `function(x)`, computed image by image where that is faster.
+
+    Args:
+        function: Pooling of `(N, C, H, W)`, each image by itself.
+        x: `(N, C, H, W)`.
+
+    What lies between a dense maximum and its blur is as large as the map. Of one image it stays
+    in the cache, and the allocator hands it out again without fresh pages.
+    """
+    if not _in_eager_cpu_float(x) or _needs_gradient(x):
+        return function(x)
+    if len(x) == 1 or x[0].numel() < _LARGE_IMAGE:
+        return function(x)
+    first = function(x[:1])
+    shape = (len(x), *first.shape[1:])
+    out = torch.empty(shape, dtype=first.dtype, memory_format=memory_format_of(x))
+    out[:1] = first
+    for n in range(1, len(x)):
+        out[n : n + 1] = function(x[n : n + 1])
+    return out
+
+
 def _max_slices_pay(
     x: Tensor, kernel_size: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> bool:
@@ -201,7 +218,7 @@ def _max_slices_pay(
     fits = window in ((2, 2, 0, 0), (3, 3, 0, 0), (3, 3, 1, 1)) and tuple(dilation) == (1, 1)
     if not fits or min(x.shape[2:]) < kernel_size[0]:
         return False
-    return x.is_contiguous() or (kernel_size[0] == 2 and not _needs_gradient(x))
+    return x.is_contiguous() or not _needs_gradient(x)
 
 
 def _needs_gradient(x: Tensor) -> bool:
@@ -265,6 +282,11 @@ def _reach_of_pool(
     ceil_mode: bool,
 ) -> list[int]:
     """Return the right border, one an axis, that the last window of the strided pool needs."""
+    if len(spatial) != len(kernel_size):
+        raise InputError(
+            f"pool over {len(kernel_size)} spatial axes needs {len(kernel_size) + 2} axes in all, "
+            f"got {len(spatial) + 2}. Add the batch axis: x.unsqueeze(0)."
+        )
     after = []
     for n, k, s, p, d in zip(spatial, kernel_size, stride, padding, dilation, strict=True):
         span = d * (k - 1) + 1

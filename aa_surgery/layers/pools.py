@@ -172,6 +172,9 @@ class MaxBlurPool1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the pooled map, of the shape that the max-pool alone would give."""
+        return AF.by_image(self._pool, x)
+
+    def _pool(self, x: Tensor) -> Tensor:
         dense = AF.dense_max_pool(
             x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
         )

@@ -45,9 +45,16 @@ def changes_of(model: nn.Module, plan: Plan) -> dict[str, Change]:
             _place_replacement(changes, edit, like)
         elif edit.op_stride is not None or edit.placement == "resample":
             _place_op(changes, edit)
-        if edit.anchor is not None:
+        if _blurs_itself(site):
+            changes[site.name].children["aa_blur"] = _blur(edit, like)
+        if edit.anchor is not None and not _blurs_itself(site):
             _place_blur(changes, edit, edit.anchor, like)
     return changes
+
+
+def _blurs_itself(site: Site) -> bool:
+    """Whether the op's changed forward calls its blur, so that the two can share the work."""
+    return site.op == "max_pool" and not site.node
 
 
 def _place_op(changes: dict[str, Change], edit: Edit) -> None:
@@ -98,9 +105,18 @@ def _place_blur(
         name = f"aa_{anchor.node}"
         action = "after" if anchor.kind == "node" else "input"
         change.graph_edits.append(GraphEdit(edit, action, anchor.node, name))
-    layer = BlurMaps if site.dims else BlurPool
-    change.children[name] = layer(
-        edit.filter, edit.blur_stride, edit.rate, edit.padding_mode, site.channels_last, **like
+    change.children[name] = _blur(edit, like)
+
+
+def _blur(edit: Edit, like: dict[str, Any]) -> BlurPool:
+    layer = BlurMaps if edit.site.dims else BlurPool
+    return layer(
+        edit.filter,
+        edit.blur_stride,
+        edit.rate,
+        edit.padding_mode,
+        edit.site.channels_last,
+        **like,
     )
 
 

@@ -138,8 +138,12 @@ def _conv(self: Any, input: Tensor) -> Tensor:
     )
 
 
-def _max_pool(self: Any, input: Tensor) -> Tensor:
-    """Take the maximum at stride 1."""
+def _max_blur_pool(self: Any, input: Tensor) -> Tensor:
+    """Take the maximum at stride 1, then blur and subsample."""
+    return AF.by_image(lambda x: self.aa_blur(_dense_max(self, x)), input)
+
+
+def _dense_max(self: Any, input: Tensor) -> Tensor:
     ndim = type_dimension(self)
     kernel, stride, padding, dilation = _window(self, ndim)
     small = self.aa_op.pool_kernel
@@ -209,7 +213,7 @@ def _resized(self: Any, input: Tensor) -> Tensor:
 
 _OPS: dict[str, Callable[..., Tensor]] = {
     "conv": _conv,
-    "max_pool": _max_pool,
+    "max_pool": _max_blur_pool,
     "avg_pool": _avg_pool,
     "replace": _replaced,
     "resample": _resized,
