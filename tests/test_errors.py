@@ -158,8 +158,8 @@ def test_nothing_to_do_only_warns() -> None:
 
 def test_taken_names() -> None:
     net = nn.Sequential(nn.MaxPool2d(2))
-    net[0].aa_after = nn.Identity()
-    with pytest.raises(UnsupportedModelError, match="aa_after is taken"):
+    net[0].aa_blur = nn.Identity()
+    with pytest.raises(UnsupportedModelError, match="aa_blur is taken"):
         apply_antialias(net)
 
 
