@@ -256,6 +256,32 @@ class FlagArgument(Zoo):
         return x * 2 if double else x
 
 
+class Shortcut(nn.Module):
+    """A block that may be given its shortcut, as DLA's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if shortcut is None:
+            shortcut = x
+        return F.max_pool2d(self.conv(x), 2) + F.avg_pool2d(shortcut, 2)
+
+
+class GivenShortcut(Zoo):
+    """The caller fills an argument that has a default."""
+
+    expected = {"block:max_pool2d": "max_pool", "block:avg_pool2d": "avg_pool"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Shortcut()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, shortcut=x * 2)
+
+
 class NothingToDo(Zoo):
     expected: dict[str, str] = {}
 

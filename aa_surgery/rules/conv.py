@@ -68,5 +68,5 @@ def blur_before_conv(site: Site, options: Options) -> Edit | Left | None:
 def before_op(site: Site) -> Anchor:
     """Return the place in front of a site's op: of its module, or of its node in a forward."""
     if site.node and ":" in site.name:
-        return Anchor("input", site.scope, site.node)
+        return Anchor("input", site.scope, site.node, site.given)
     return Anchor("before", site.name)

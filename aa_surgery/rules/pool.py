@@ -41,5 +41,5 @@ def _dense_then_blur(site: Site, options: Options) -> Edit:
 def behind_op(site: Site) -> Anchor:
     """Return the place right behind a site's op."""
     if site.node and ":" in site.name:
-        return Anchor("node", site.scope, site.node)
+        return Anchor("node", site.scope, site.node, site.given)
     return Anchor("after", site.name)

@@ -104,6 +104,7 @@ def _function_sites(
             scope=path,
             scope_kind=type(module).__name__,
             node=node.name,
+            given=flow.given(module),
             **fields,
         )
         found.append(_with_surroundings(site, spot, flow))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ class Flow:
 
     def _trace(self, path: str, module: nn.Module) -> None:
         try:
-            graph = trace_scope(module)
+            graph = trace_scope(module, given=self.given(module))
         except NotTraceableError as error:
             self.failures[path] = str(error)
             return
@@ -69,6 +70,15 @@ class Flow:
     def module_of(self, spot: Spot) -> nn.Module:
         """Return the module that a call_module node calls."""
         return self.modules[spot.path].get_submodule(str(spot.node.target))
+
+    def given(self, module: nn.Module) -> tuple[str, ...]:
+        """Return the arguments that the callers of `module` fill with values of the graph."""
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        found = set()
+        for spot in self._calls[id(module)]:
+            arguments = {**dict(zip(names, spot.node.args, strict=False)), **spot.node.kwargs}
+            found |= {name for name, value in arguments.items() if isinstance(value, fx.Node)}
+        return tuple(name for name in names if name in found)
 
     def calls(self, module: nn.Module) -> list[Spot]:
         """Return the places that call `module`.
@@ -164,7 +174,7 @@ class Flow:
             single = len(self.calls(self.module_of(reader))) == 1
             if single and reader.node.args and len(reader.node.all_input_nodes) == 1:
                 return Anchor("before", self.name_of(reader))
-        return Anchor("node", spot.path, spot.node.name)
+        return Anchor("node", spot.path, spot.node.name, self.given(self.modules[spot.path]))
 
 
 def _function_name(node: fx.Node) -> str:

@@ -28,11 +28,14 @@ class Anchor:
             the graph of the module `path`; or `"input"`: between that node and its input.
         path: The module's qualified name.
         node: The fx node's name, for the last two.
+        given: For the last two, arguments of that module's forward that its callers fill in spite
+            of plain defaults.
     """
 
     kind: Literal["after", "before", "node", "input"]
     path: str
     node: str = ""
+    given: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.path}:{self.node}" if self.node else f"{self.kind} {self.path}"
@@ -62,6 +65,7 @@ class Site:
         activation: Where a blur behind the activation would stand; None if there is none.
         ceil_mode: Whether a pool's last window may reach past the border.
         mode: Interpolation mode.
+        given: Arguments of the scope's forward that its callers fill in spite of plain defaults.
         opaque: Why the op's own forward cannot be edited, so that a blur can only precede it.
         unseen: Why what follows is not known, where the forward that calls it cannot be traced.
         problem: Why the op cannot be treated; empty if it can.
@@ -86,6 +90,7 @@ class Site:
     activation: Anchor | None = None
     ceil_mode: bool = False
     mode: str = ""
+    given: tuple[str, ...] = ()
     opaque: str = ""
     unseen: str = ""
     problem: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ _PLAIN = (bool, int, float, str, type(None))
 Place = tuple[dict[str, Any], str]
 
 
-def trace_scope(scope: nn.Module, training: bool = False) -> fx.Graph:
+def trace_scope(scope: nn.Module, training: bool = False, given: Collection[str] = ()) -> fx.Graph:
     """Return the graph of `scope.forward`, its children being leaves.
 
     A helper function which decides on a tensor's size (timm's `get_same_padding`) cannot be
@@ -31,6 +31,7 @@ def trace_scope(scope: nn.Module, training: bool = False) -> fx.Graph:
     Args:
         scope: The module; left as it was, whatever its forward assigns.
         training: Which branch to follow where the forward reads `self.training`.
+        given: Arguments that callers fill with tensors although they have a plain default.
 
     Raises:
         NotTraceableError: The forward decides on tensor sizes or values itself.
@@ -39,7 +40,7 @@ def trace_scope(scope: nn.Module, training: bool = False) -> fx.Graph:
     while True:
         try:
             with _unchanged(scope, training), _leaf_functions(leaves):
-                graph = _Tracer().trace(scope)
+                graph = _Tracer(given).trace(scope)
             _open_wrapped_functions(graph)
             return graph
         except Exception as error:
@@ -55,14 +56,19 @@ def trace_scope(scope: nn.Module, training: bool = False) -> fx.Graph:
 def require_default(value: object, default: object, name: str) -> None:
     """Refuse an argument that the traced forward has fixed to its default."""
     if value is not default and value != default:
+        shown = value if isinstance(value, _PLAIN) else type(value).__name__
         raise NotTraceableError(
-            f"argument {name}={value!r}: this forward was traced for {name}={default!r} and "
-            "follows that branch alone. Call remove_antialias(model), or exclude this module."
+            f"argument {name}={shown}: this forward was traced for {name}={default} and follows "
+            "that branch alone. Call remove_antialias(model), or exclude this module."
         )
 
 
 class _Tracer(fx.Tracer):
     """An fx tracer that enters no child, and keeps plain default arguments concrete."""
+
+    def __init__(self, given: Collection[str]) -> None:
+        super().__init__()
+        self.given = given
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -73,6 +79,8 @@ class _Tracer(fx.Tracer):
         parameter = sig.parameters.get(name)
         proxy = super()._proxy_placeholder(name, concrete_args, sig, fn_for_analysis)
         if parameter is None or parameter.default is inspect.Parameter.empty:
+            return proxy
+        if name in self.given:
             return proxy
         if not isinstance(parameter.default, _PLAIN):
             return proxy

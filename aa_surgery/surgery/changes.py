@@ -60,7 +60,7 @@ def _blurs_itself(site: Site) -> bool:
 def _place_op(changes: dict[str, Change], edit: Edit) -> None:
     site = edit.site
     if site.node:
-        changes[site.scope].graph_edits.append(GraphEdit(edit, "op", site.node))
+        changes[site.scope].graph_edits.append(GraphEdit(edit, "op", site.node, given=site.given))
         return
     change = changes[site.name]
     change.op = "resample" if edit.placement == "resample" else site.op
@@ -81,7 +81,7 @@ def _place_replacement(changes: dict[str, Change], edit: Edit, like: dict[str, A
     if site.node:
         change = changes[site.scope]
         name = f"aa_{site.node}"
-        change.graph_edits.append(GraphEdit(edit, "replace", site.node, name))
+        change.graph_edits.append(GraphEdit(edit, "replace", site.node, name, site.given))
         change.children[name] = blur
     else:
         changes[site.name].op = "replace"
@@ -104,7 +104,7 @@ def _place_blur(
     else:
         name = f"aa_{anchor.node}"
         action = "after" if anchor.kind == "node" else "input"
-        change.graph_edits.append(GraphEdit(edit, action, anchor.node, name))
+        change.graph_edits.append(GraphEdit(edit, action, anchor.node, name, anchor.given))
     change.children[name] = _blur(edit, like)
 
 

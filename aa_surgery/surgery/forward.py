@@ -32,25 +32,26 @@ class GraphEdit:
             the blur instead of the node, behind it, or on its input.
         node: The node's name.
         blur: The name of the scope's child that is the blur, where there is one.
+        given: Arguments that callers of the scope fill in spite of plain defaults.
     """
 
     edit: Edit
     action: str
     node: str
     blur: str = ""
+    given: tuple[str, ...] = ()
 
 
-def rewritten_sources(
-    scope: nn.Module, path: str, edits: Sequence[GraphEdit], reference: fx.Graph | None = None
-) -> tuple[str, ...]:
+def rewritten_sources(scope: nn.Module, path: str, edits: Sequence[GraphEdit]) -> tuple[str, ...]:
     """Return the source of the edited forward: one, or one for eval and one for training.
 
     Raises:
         NotTraceableError: The forward needs something that source text cannot carry, or its two
             modes name the edited nodes differently.
     """
-    evaluating = trace_scope(scope, training=False)
-    training = trace_scope(scope, training=True)
+    given = {name for change in edits for name in change.given}
+    evaluating = trace_scope(scope, training=False, given=given)
+    training = trace_scope(scope, training=True, given=given)
     expected = {e.node: _node(evaluating, e.node, path).target for e in edits}
     for name, target in expected.items():
         if _node(training, name, path).target is not target:

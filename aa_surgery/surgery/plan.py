@@ -251,7 +251,7 @@ def _site(data: Mapping[str, Any]) -> Site:
 
 
 def _anchor(data: Any) -> Anchor | None:
-    return None if data is None else Anchor(**data)
+    return None if data is None else Anchor(**{**data, "given": tuple(data["given"])})
 
 
 def _decision(data: Mapping[str, Any]) -> Edit | Left:
