@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aa_surgery.rules.edit import Edit, Left, Options
-from aa_surgery.sites import Anchor, Site
+from aa_surgery.sites import Site
 
 __all__ = ["blur_after_activation", "blur_before_conv", "blur_then_pointwise"]
 
@@ -21,7 +21,7 @@ def blur_then_pointwise(site: Site, options: Options) -> Edit | Left | None:
         op_stride=(1,) * site.ndim,
         blur_stride=site.stride,
         rate=site.stride,
-        anchor=before_op(site),
+        anchor=site.front,
     )
 
 
@@ -37,15 +37,10 @@ def blur_after_activation(site: Site, options: Options) -> Edit | Left | None:
     overlaps = not site.kernel or any(k > s for k, s in zip(site.kernel, site.stride, strict=True))
     if options.placement == "auto" and (site.activation is None or not overlaps):
         return None
-    return options.edit(
-        site,
-        "post",
-        op_stride=(1,) * site.ndim,
-        blur_stride=site.stride,
-        rate=site.stride,
-        anchor=site.activation or site.output,
-        note="" if site.activation else "no activation follows: blurred behind the convolution",
-    )
+    if site.activation is not None:
+        return options.dense_then_blur(site, site.activation)
+    note = "no activation follows: blurred behind the convolution"
+    return options.dense_then_blur(site, site.output, note=note)
 
 
 def blur_before_conv(site: Site, options: Options) -> Edit | Left | None:
@@ -55,18 +50,4 @@ def blur_before_conv(site: Site, options: Options) -> Edit | Left | None:
     note = site.opaque or site.unseen
     if options.placement == "post" and not note:
         note = "its output could not be followed: blurred before instead"
-    return options.edit(
-        site,
-        "pre",
-        blur_stride=(1,) * site.ndim,
-        rate=site.stride,
-        anchor=before_op(site),
-        note=note,
-    )
-
-
-def before_op(site: Site) -> Anchor:
-    """Return the place in front of a site's op: of its module, or of its node in a forward."""
-    if site.node and ":" in site.name:
-        return Anchor("input", site.scope, site.node, site.given)
-    return Anchor("before", site.name)
+    return options.blur_before(site, note)

@@ -64,3 +64,23 @@ class Options:
     def edit(self, site: Site, placement: Placement, **fields: Any) -> Edit:
         """Return an edit of `site` with these options' filter and border."""
         return Edit(site, placement, self.filter, self.padding_mode, **fields)
+
+    def dense_then_blur(self, site: Site, anchor: Anchor, **fields: Any) -> Edit:
+        """Return the edit that runs the op at stride 1, and blurs and subsamples at `anchor`."""
+        dense = (1,) * site.ndim
+        return self.edit(
+            site,
+            "post",
+            op_stride=dense,
+            blur_stride=site.stride,
+            rate=site.stride,
+            anchor=anchor,
+            **fields,
+        )
+
+    def blur_before(self, site: Site, note: str = "") -> Edit:
+        """Return the edit that blurs in front of the op, which keeps its stride."""
+        still = (1,) * site.ndim
+        return self.edit(
+            site, "pre", blur_stride=still, rate=site.stride, anchor=site.front, note=note
+        )

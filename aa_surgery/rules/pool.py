@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from aa_surgery.rules.edit import Edit, Left, Options
-from aa_surgery.sites import Anchor, Site
+from aa_surgery.sites import Site
 
 __all__ = ["blur_after_max", "blur_for_average"]
 
 
 def blur_after_max(site: Site, options: Options) -> Edit | Left | None:
     """Take the maximum at stride 1, then blur and subsample (Zhang 2019, MaxBlurPool)."""
-    if site.op != "max_pool":
-        return None
-    return _dense_then_blur(site, options)
+    return options.dense_then_blur(site, site.back) if site.op == "max_pool" else None
 
 
 def blur_for_average(site: Site, options: Options) -> Edit | Left | None:
@@ -23,23 +21,5 @@ def blur_for_average(site: Site, options: Options) -> Edit | Left | None:
     if site.op != "avg_pool":
         return None
     if options.placement == "post" or options.filter.is_identity:
-        return _dense_then_blur(site, options)
+        return options.dense_then_blur(site, site.back)
     return options.edit(site, "replace", blur_stride=site.stride, rate=site.stride)
-
-
-def _dense_then_blur(site: Site, options: Options) -> Edit:
-    return options.edit(
-        site,
-        "post",
-        op_stride=(1,) * site.ndim,
-        blur_stride=site.stride,
-        rate=site.stride,
-        anchor=behind_op(site),
-    )
-
-
-def behind_op(site: Site) -> Anchor:
-    """Return the place right behind a site's op."""
-    if site.node and ":" in site.name:
-        return Anchor("node", site.scope, site.node, site.given)
-    return Anchor("after", site.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from aa_surgery.rules.conv import before_op
 from aa_surgery.rules.edit import Edit, Left, Options
 from aa_surgery.sites import Site
 
@@ -14,24 +13,16 @@ def blur_before_sampling(site: Site, options: Options) -> Edit | Left | None:
     if site.op not in ("slice", "space_to_depth", "unfold"):
         return None
     asked_post = options.placement == "post"
-    return options.edit(
-        site,
-        "pre",
-        blur_stride=(1,) * site.ndim,
-        rate=site.stride,
-        anchor=before_op(site),
-        note="an op that moves samples has no dense form: blurred before it" if asked_post else "",
-    )
+    note = "an op that moves samples has no dense form: blurred before it" if asked_post else ""
+    return options.blur_before(site, note)
 
 
 def antialias_resize(site: Site, options: Options) -> Edit | Left | None:
     """Let torch low-pass a bilinear or bicubic reduction; blur before a nearest one."""
     if site.op != "interpolate":
         return None
-    if site.mode in ("bilinear", "bicubic"):
-        if options.filter.is_identity:
-            return Left(site, "filter='identity' adds nothing to an interpolation")
-        return options.edit(site, "resample", rate=site.stride)
-    return options.edit(
-        site, "pre", blur_stride=(1,) * site.ndim, rate=site.stride, anchor=before_op(site)
-    )
+    if site.mode not in ("bilinear", "bicubic"):
+        return options.blur_before(site)
+    if options.filter.is_identity:
+        return Left(site, "filter='identity' adds nothing to an interpolation")
+    return options.edit(site, "resample", rate=site.stride)

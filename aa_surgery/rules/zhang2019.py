@@ -8,7 +8,6 @@ stride of 4 in two, and pools ResNet's stem with a window of 2.
 from __future__ import annotations
 
 from aa_surgery.rules.edit import Edit, Left, Options
-from aa_surgery.rules.pool import behind_op
 from aa_surgery.sites import Site
 
 __all__ = ["leave_stem", "small_stem_pool", "split_stride_of_4"]
@@ -37,12 +36,4 @@ def small_stem_pool(site: Site, options: Options) -> Edit | Left | None:
     """Pool ResNet's stem with a window of 2 and no padding, instead of 3 and 1."""
     if site.op != "max_pool" or site.scope_kind != "ResNet" or set(site.kernel) != {3}:
         return None
-    return options.edit(
-        site,
-        "post",
-        op_stride=(1,) * site.ndim,
-        blur_stride=site.stride,
-        rate=site.stride,
-        anchor=behind_op(site),
-        pool_kernel=(2,) * site.ndim,
-    )
+    return options.dense_then_blur(site, site.back, pool_kernel=(2,) * site.ndim)

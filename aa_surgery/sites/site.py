@@ -104,3 +104,22 @@ class Site:
     def max_stride(self) -> int:
         """The largest factor of any axis."""
         return max(self.stride, default=1)
+
+    @property
+    def front(self) -> Anchor:
+        """The place in front of the op: of its module, or of its node in a forward."""
+        if self.in_forward:
+            return Anchor("input", self.scope, self.node, self.given)
+        return Anchor("before", self.name)
+
+    @property
+    def back(self) -> Anchor:
+        """The place right behind the op."""
+        if self.in_forward:
+            return Anchor("node", self.scope, self.node, self.given)
+        return Anchor("after", self.name)
+
+    @property
+    def in_forward(self) -> bool:
+        """Whether the op is one of several of a forward, not a module of its own."""
+        return self.name != self.scope and bool(self.node)
