@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
-from zoo import ZOO, FlagArgument, NothingToDo, SizeInControlFlow, TrainingBranch, Zoo
+from zoo import (
+    ZOO,
+    FlagArgument,
+    NothingToDo,
+    ReshapeMerge,
+    SizeInControlFlow,
+    SliceMerge,
+    TrainingBranch,
+    Zoo,
+)
 
 from aa_surgery import apply_antialias, audit, find_sites, plan_antialias, remove_antialias
 from aa_surgery.errors import NoEffectWarning, NotTraceableError
@@ -75,6 +85,20 @@ def test_the_filter_is_in_the_path_of_every_site(net: Zoo) -> None:
         apply_antialias(net, include=name)
         assert not torch.allclose(net(x), expected, rtol=1e-3), name
         remove_antialias(net)
+
+
+@pytest.mark.parametrize("net", [ReshapeMerge, SliceMerge])
+def test_patch_merging_has_a_dense_form(net: type[Zoo]) -> None:
+    """At stride 1 the norm and the linear see every patch; the blur stands behind them."""
+    merging = net().double()
+    (edit,) = plan_antialias(merging, placement="post").edits
+    assert (edit.placement, str(edit.anchor)) == ("post", "after reduction")
+    x = torch.randn(net.size, dtype=torch.float64)
+    outputs = [merging(F.pad(x, (-a, a, -b, b), "circular")) for a in (0, 1) for b in (0, 1)]
+    apply_antialias(merging, placement="post", filter=[0.5, 0.5])
+    blurred = merging(x)  # the mean of the four phases, away from the right border
+    mean = sum(outputs) / 4
+    torch.testing.assert_close(blurred[:, :-1, :-1], mean[:, :-1, :-1])
 
 
 def test_training_branches_stay_two() -> None:

@@ -216,6 +216,39 @@ class UnfoldMerge(Zoo):
         return self.reduction(self.norm(self.sampler(x).transpose(1, 2)))
 
 
+class ReshapeMerge(Zoo):
+    """Patch merging as timm writes it, in tokens: reshape, permute, flatten, norm, linear."""
+
+    expected = {":reshape": "space_to_depth"}
+    size = (2, 5, 8, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.reduction = nn.LayerNorm(20), nn.Linear(20, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        B, H, W, C = x.shape
+        x = x.reshape(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        return self.reduction(self.norm(x))
+
+
+class SliceMerge(Zoo):
+    """Patch merging as torchvision writes it, in tokens: slices at every offset, concatenated."""
+
+    expected = {":getitem": "slice"}
+    size = (2, 5, 8, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.reduction = nn.LayerNorm(20), nn.Linear(20, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        parts = [x[..., a::2, b::2, :] for b in (0, 1) for a in (0, 1)]
+        return self.reduction(self.norm(torch.cat(parts, -1)))
+
+
 class OddPadding(Zoo):
     """Padding by a mode, and a patchify conv of a larger stride."""
 

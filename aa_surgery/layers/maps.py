@@ -12,7 +12,7 @@ from aa_surgery.filters import Filter
 from aa_surgery.layers import functional as AF
 from aa_surgery.layers.pools import BlurPool
 
-__all__ = ["AverageBlurPool", "BlurMaps", "pooled_size"]
+__all__ = ["AverageBlurPool", "BlurMaps", "dense_space_to_depth", "pooled_size"]
 
 
 class BlurMaps(BlurPool):
@@ -86,3 +86,30 @@ def pooled_size(size: int, kernel: int, stride: int, padding: int, ceil_mode: bo
     if ceil_mode and (windows - 1) * stride >= size + padding:
         windows -= 1  # torch drops a window that would start behind the map
     return windows
+
+
+def dense_space_to_depth(
+    x: Tensor,
+    dims: Sequence[int],
+    factors: Sequence[int],
+    order: Sequence[int],
+    joined: tuple[int, int],
+) -> Tensor:
+    """Merge the patch at every position of a map into its channels, not at one in `factors`.
+
+    Every `factors`-th sample of the result is the patch merging that reshapes, permutes and joins.
+
+    Args:
+        x: A map of any layout.
+        dims: Its axes that the patches cover.
+        factors: The patch's size along each.
+        order: Axes of the permuted map: one of `x`, or `x.ndim + j` for the phases of `dims[j]`.
+        joined: First and last of those axes that become one.
+
+    >>> x, order = torch.ones(1, 4, 6, 3), (0, 1, 2, 5, 4, 3)
+    >>> dense_space_to_depth(x, (1, 2), (2, 2), order, (3, 5)).shape
+    torch.Size([1, 3, 5, 12])
+    """
+    for dim, factor in zip(dims, factors, strict=True):
+        x = x.unfold(dim, factor, 1)
+    return x.permute(tuple(order)).flatten(*joined)

@@ -9,12 +9,19 @@ __all__ = ["antialias_resize", "blur_before_sampling"]
 
 
 def blur_before_sampling(site: Site, options: Options) -> Edit | Left | None:
-    """Blur the map that a slice, a patch merging or an unfold samples."""
+    """Blur the map that a slice, a patch merging or an unfold samples.
+
+    With `placement="post"`, patch merging takes its dense form: merge at stride 1, norm, linear,
+    then blur and subsample. The norm makes the two differ; the dense one costs `stride**2`.
+    """
     if site.op not in ("slice", "space_to_depth", "unfold"):
         return None
-    asked_post = options.placement == "post"
-    note = "an op that moves samples has no dense form: blurred before it" if asked_post else ""
-    return options.blur_before(site, note)
+    if options.placement != "post":
+        return options.blur_before(site)
+    anchor = site.activation or site.output
+    if site.merged and anchor is not None:
+        return options.dense_then_blur(site, anchor)
+    return options.blur_before(site, "it has no dense form: blurred before it")
 
 
 def antialias_resize(site: Site, options: Options) -> Edit | Left | None:

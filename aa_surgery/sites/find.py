@@ -113,7 +113,14 @@ def _function_sites(
 
 def _with_surroundings(site: Site, spot: Spot, flow: Flow) -> Site:
     """Add what follows the op, and where a blur behind it could stand."""
-    follows, linear, activation = flow.after_op(spot)
+    through: tuple[str, ...] = ("norm",)
+    if site.merged:
+        nodes = flow.graphs[spot.path].nodes
+        spot = Spot(spot.path, next(n for n in nodes if n.name == site.merged))
+        through = ("norm", "linear")
+    follows, linear, activation = flow.after_op(spot, through)
+    if site.merged and not follows:
+        site = replace(site, merged="")
     return replace(
         site,
         follows=follows,

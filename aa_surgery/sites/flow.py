@@ -132,8 +132,10 @@ class Flow:
             return None
         return self.uses(calls[0])
 
-    def after_op(self, start: Spot) -> tuple[tuple[str, ...], Spot, Spot | None]:
-        """Follow norms from an op to its activation.
+    def after_op(
+        self, start: Spot, through: tuple[str, ...] = ("norm",)
+    ) -> tuple[tuple[str, ...], Spot, Spot | None]:
+        """Follow norms (or what else `through` names) from an op to its activation.
 
         Returns:
             What follows (class or function names), the last linear spot (the op or the norm
@@ -151,7 +153,7 @@ class Flow:
                 role, name = role_of_module(module), type(module).__name__
             else:
                 role, name = role_of_function(spot.node), _function_name(spot.node)
-            if role not in ("norm", "activation"):
+            if role not in (*through, "activation"):
                 break
             names.append(name)
             if role == "activation":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from typing import Any
 
 import torch
@@ -22,9 +20,10 @@ from aa_surgery.sites.kinds import (
     each_axis,
     is_getitem,
 )
+from aa_surgery.sites.merging import read_reshape_merge, slice_merge, sliced_steps
 from aa_surgery.sites.modules import _RETURNS_INDICES, adaptive_reason, read_resize
 
-__all__ = ["read_node", "sliced_steps"]
+__all__ = ["read_node"]
 
 
 def read_node(node: fx.Node, scope: nn.Module) -> dict[str, Any] | None:
@@ -174,22 +173,6 @@ _READERS = (
 )
 
 
-def sliced_steps(index: Any) -> dict[int, int]:
-    """Return the step of each axis that an index subsamples: `{axis: step}`, step > 1.
-
-    Axes behind an ellipsis are counted from the end (negative).
-    """
-    items = index if isinstance(index, tuple) else (index,)
-    consuming = [i for i in items if i is not None]
-    ellipsis = next((n for n, i in enumerate(consuming) if i is Ellipsis), None)
-    steps = {}
-    for n, item in enumerate(consuming):
-        if isinstance(item, slice) and isinstance(item.step, int) and item.step > 1:
-            behind = ellipsis is not None and n > ellipsis
-            steps[n - len(consuming) if behind else n] = item.step
-    return steps
-
-
 def _read_slice(node: fx.Node) -> dict[str, Any] | None:
     """Read `x[:, :, ::2, ::2]` and its like; one axis alone only where it is surely spatial.
 
@@ -201,81 +184,26 @@ def _read_slice(node: fx.Node) -> dict[str, Any] | None:
         return None
     if len(dims) == 1 and (not isinstance(node.args[1], tuple) or len(node.args[1]) != 3):
         return None
-    stride = tuple(steps[d] for d in dims)
-    return dict(op="slice", stride=stride, dims=dims, channels_last=dims in ((1, 2), (-3, -2)))
+    merged = slice_merge(node)
+    return dict(
+        op="slice",
+        stride=tuple(steps[d] for d in dims),
+        dims=dims,
+        channels_last=dims in ((1, 2), (-3, -2)),
+        merged="" if merged is None else merged.name,
+    )
 
 
 def _read_merge(node: fx.Node) -> dict[str, Any] | None:
     """Read space-to-depth: split each axis by `k`, permute, merge the phases into the channels."""
-    shape = _shape_arguments(node)
-    phases, dims, factors = [], [], []
-    axis, position = 0, 0
-    while position < len(shape):
-        factor = shape[position + 1] if position + 1 < len(shape) else None
-        if _divides(shape[position], factor):
-            phases.append(position + 1)
-            dims.append(axis)
-            factors.append(shape[position + 1])
-            position += 1
-        axis, position = axis + 1, position + 1
-    if not dims or dims[0] == 0 or not _phases_join_channels(node, phases, factors):
+    merge = read_reshape_merge(node)
+    if merge is None:
         return None
-    last = dims[-1] < axis - 1
     return dict(
         op="space_to_depth",
-        stride=tuple(factors),
-        kernel=tuple(factors),
-        dims=tuple(dims),
-        channels_last=last,
+        stride=merge.factors,
+        kernel=merge.factors,
+        dims=merge.dims,
+        channels_last=merge.dims[-1] < merge.rank - 1,
+        merged=merge.nodes[-1].name,
     )
-
-
-def _shape_arguments(node: fx.Node) -> list[Any]:
-    shape = list(node.args[1:])
-    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
-        shape = list(shape[0])
-    return shape
-
-
-def _divides(size: Any, factor: Any) -> bool:
-    """Tell whether `size` is the node `n // factor`."""
-    return (
-        isinstance(size, fx.Node)
-        and isinstance(factor, int)
-        and factor > 1
-        and size.target is operator.floordiv
-        and size.args[1] is factor
-    )
-
-
-def _phases_join_channels(node: fx.Node, phases: list[int], factors: list[int]) -> bool:
-    """Tell whether the phases end in one axis with channels.
-
-    Else they are the tokens of a window (window partition), or go back beside the coarse axis
-    that they came from (its reverse).
-    """
-    permuted = _only_user(node)
-    if permuted is None or permuted.target not in ("permute", torch.permute):
-        return False
-    order = [d for a in permuted.args[1:] for d in (a if isinstance(a, (tuple, list)) else (a,))]
-    coarse = {p - 1 for p in phases}
-    inner = [n for n, dim in enumerate(order) if dim not in coarse and dim != 0]
-    if order[0] != 0 or inner != list(range(inner[0], inner[0] + len(inner))):
-        return False
-    merged = _only_user(permuted)
-    while merged is not None and merged.target == "contiguous":
-        merged = _only_user(merged)
-    if merged is None:
-        return False
-    if merged.target in ("flatten", torch.flatten):
-        start = merged.args[1] if len(merged.args) > 1 else merged.kwargs.get("start_dim", 0)
-        return bool(start == inner[0])
-    if merged.target not in ("reshape", "view", torch.reshape):
-        return False
-    window = math.prod(factors)
-    return not {s for s in _shape_arguments(merged) if isinstance(s, int)} & {*factors, window}
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    users = list(node.users)
-    return users[0] if len(users) == 1 else None

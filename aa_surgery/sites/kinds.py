@@ -99,7 +99,7 @@ _ACTIVATION_NAMES = {"Swish", "Mish", "HardSwish", "HardSigmoid", "HardMish", "Q
 
 
 def role_of_module(module: nn.Module) -> str:
-    """Return `"norm"`, `"activation"`, `"transparent"`, or `""`.
+    """Return `"norm"`, `"activation"`, `"linear"`, `"transparent"`, or `""`.
 
     Modules of a composite kind (norm and activation in one) have no role: their inside has.
     """
@@ -110,6 +110,8 @@ def role_of_module(module: nn.Module) -> str:
         return ""
     if cls.__module__ == "torch.nn.modules.activation" or cls.__name__ in _ACTIVATION_NAMES:
         return "activation"
+    if type(module) is nn.Linear:
+        return "linear"
     has_children = any(True for _ in module.children())
     if not has_children and "activation" in cls.__module__.rsplit(".", 1)[-1]:
         return "activation"

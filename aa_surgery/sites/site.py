@@ -60,6 +60,7 @@ class Site:
         groups: Groups of a convolution.
         dims: The axes subsampled, where they are not the last ones (slices and merges).
         channels_last: Whether the channels are the last axis at this op (tokens).
+        merged: The node at which slices or a reshape become channels, if linear layers follow it.
         follows: Classes or functions of what comes next, up to the activation.
         output: Where a blur right behind the op (or the norm after it) would stand.
         activation: Where a blur behind the activation would stand; None if there is none.
@@ -85,6 +86,7 @@ class Site:
     groups: int = 1
     dims: tuple[int, ...] = ()
     channels_last: bool = False
+    merged: str = ""
     follows: tuple[str, ...] = ()
     output: Anchor | None = None
     activation: Anchor | None = None

@@ -12,9 +12,10 @@ from torch.package.importer import sys_importer
 
 from aa_surgery.errors import NotTraceableError
 from aa_surgery.layers.functional import dense_avg_pool, dense_max_pool
+from aa_surgery.layers.maps import dense_space_to_depth
 from aa_surgery.rules import Edit
-from aa_surgery.sites.functions import sliced_steps
 from aa_surgery.sites.kinds import AVG_POOLS, CONVS, INTERPOLATE, MAX_POOLS, arguments, is_getitem
+from aa_surgery.sites.merging import read_reshape_merge, slice_merge, sliced_steps
 from aa_surgery.sites.tracer import trace_scope
 
 __all__ = ["GraphEdit", "rewritten_sources"]
@@ -101,6 +102,9 @@ def _held(scope: nn.Module, target: str) -> bool:
 def _run_dense(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
     """Let the node's op run at the stride that the edit leaves it."""
     edit = change.edit
+    if edit.site.op in ("slice", "space_to_depth"):
+        _merge_densely(graph, node)
+        return
     names, _ = _TABLES[edit.site.op][node.target]  # type: ignore[index]
     args = arguments(node, names)
     if edit.site.op == "conv":
@@ -123,6 +127,32 @@ def _run_dense(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
             args.get("divisor_override"),
         )
     node.kwargs = {}
+
+
+def _merge_densely(graph: fx.Graph, node: fx.Node) -> None:
+    """Let patch merging take every patch, not one in `stride`."""
+    merge = None if is_getitem(node) else read_reshape_merge(node)
+    if merge is not None:
+        last = merge.nodes[-1]
+        with graph.inserting_before(last):
+            args = (_input(node), merge.dims, merge.factors, merge.order, merge.joined)
+            dense = graph.call_function(dense_space_to_depth, args)
+        last.replace_all_uses_with(dense)
+        for done in reversed(merge.nodes):
+            graph.erase_node(done)
+        return
+    cat = slice_merge(node)
+    for part in [] if cat is None else cat.all_input_nodes:
+        index: Any = part.args[1]
+        part.update_arg(1, tuple(_every_offset(item) for item in index))
+
+
+def _every_offset(item: Any) -> Any:
+    """Return the slice that takes what `item` takes, and all between: `a::s` becomes `a:a-s+1`."""
+    if not isinstance(item, slice) or not isinstance(item.step, int) or item.step == 1:
+        return item
+    start = item.start or 0
+    return slice(start, start - item.step + 1 or None)
 
 
 def _set_argument(node: fx.Node, names: tuple[str, ...], name: str, value: Any) -> None:
