@@ -71,7 +71,7 @@ def apply_antialias(
     Warns:
         NoEffectWarning: Nothing to treat, or treated already.
 
-    >>> import torchvision
+    >>> import torch, torchvision
     >>> model = apply_antialias(torchvision.models.resnet18())
     >>> model(torch.zeros(1, 3, 65, 65)).shape
     torch.Size([1, 1000])
