@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import types
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import fx, nn
+from torch.fx import _symbolic_trace
 
 from aa_surgery.errors import NotTraceableError
 
 __all__ = ["require_default", "trace_scope"]
 
 _MAX_LEAF_FUNCTIONS = 8
+_MATH = (math.ceil, math.floor, math.sqrt, math.prod)
 _PLAIN = (bool, int, float, str, type(None))
 
 Place = tuple[dict[str, Any], str]
@@ -26,7 +29,7 @@ def trace_scope(scope: nn.Module, training: bool = False, given: Collection[str]
 
     A helper function which decides on a tensor's size (timm's `get_same_padding`) cannot be
     traced; it becomes a leaf of the graph, so that it goes on deciding when the graph runs.
-    Functions that their author made leaves (`torch.fx.wrap`) are opened where they can be.
+    Functions that their author made leaves (`torch.fx.wrap`) are entered like any other.
 
     Args:
         scope: The module; left as it was, whatever its forward assigns.
@@ -39,10 +42,8 @@ def trace_scope(scope: nn.Module, training: bool = False, given: Collection[str]
     leaves: list[Place] = []
     while True:
         try:
-            with _unchanged(scope, training), _leaf_functions(leaves):
-                graph = _Tracer(given).trace(scope)
-            _open_wrapped_functions(graph)
-            return graph
+            with _unchanged(scope, training), _nothing_wrapped(), _leaf_functions(leaves):
+                return _Tracer(given).trace(scope)
         except Exception as error:
             place = _deciding_function(error, leaves)
             if place is None or len(leaves) == _MAX_LEAF_FUNCTIONS:
@@ -69,6 +70,8 @@ class _Tracer(fx.Tracer):
     def __init__(self, given: Collection[str]) -> None:
         super().__init__()
         self.given = given
+        # fx would patch all of `math` at every trace; forwards compute sizes with these
+        self._autowrap_function_ids = {id(function) for function in _MATH}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -112,6 +115,22 @@ def _unchanged(scope: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
+def _nothing_wrapped() -> Iterator[None]:
+    """Let fx forget the functions under `torch.fx.wrap`, of whatever package.
+
+    Some of them subsample (torchvision's `_patch_merging_pad`); and fx patches all of them anew at
+    every trace, which takes longer than the trace of a small scope.
+    """
+    wrapped = _symbolic_trace._wrapped_fns_to_patch
+    saved = dict(wrapped)
+    wrapped.clear()
+    try:
+        yield
+    finally:
+        wrapped.update(saved)
+
+
+@contextmanager
 def _leaf_functions(places: list[Place]) -> Iterator[None]:
     """Let each function, where its callers look it up, record itself when given a proxy."""
     with ExitStack() as stack:
@@ -149,37 +168,3 @@ def _deciding_function(error: BaseException, known: list[Place]) -> Place | None
                 taken = any(ns is place[0] and n == name for ns, n in known)
                 return None if taken else place
     return None
-
-
-def _open_wrapped_functions(graph: fx.Graph) -> None:
-    """Replace calls of traceable plain Python functions by what they do."""
-    for node in list(graph.nodes):
-        function = node.target
-        if node.op != "call_function" or not isinstance(function, types.FunctionType):
-            continue
-        if function is require_default or function.__module__.startswith("torch."):
-            continue
-        inside = _trace_function(function, len(node.args))
-        if inside is None or node.kwargs:
-            continue
-        inputs = [n for n in inside.nodes if n.op == "placeholder"]
-        with graph.inserting_before(node):
-            remap = dict(zip(inputs, node.args, strict=True))
-            result = graph.graph_copy(inside, remap)
-        node.replace_all_uses_with(result)
-        graph.erase_node(node)
-
-
-def _trace_function(function: types.FunctionType, count: int) -> fx.Graph | None:
-    """Return the graph of `function` if it has `count` plain arguments and can be traced."""
-    parameters = inspect.signature(function).parameters.values()
-    if len(parameters) != count or any(p.kind != p.POSITIONAL_OR_KEYWORD for p in parameters):
-        return None
-    try:
-        graph = fx.Tracer().trace(function)
-    except Exception:  # a leaf it stays: its author's wish, and no edit needs its inside
-        return None
-    outputs = next(n for n in graph.nodes if n.op == "output").args[0]
-    if not isinstance(outputs, fx.Node) or any(n.op == "get_attr" for n in graph.nodes):
-        return None
-    return graph
