@@ -35,6 +35,21 @@ class SharedReLU(Zoo):
         return self.relu(self.conv3(x))
 
 
+class StridesInARow(Zoo):
+    """The blur of the first conv and that of the second both stand before the second."""
+
+    expected = {"first": "conv", "second": "conv"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, 2, padding=1)
+        self.second = nn.Conv2d(4, 5, 1, 2)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.second(self.relu(self.first(x))))
+
+
 class FannedOutReLU(Zoo):
     """The shared ReLU's output goes two ways, so that only the graph can hold the blur."""
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from aa_surgery.errors import UnsupportedSiteError
 from aa_surgery.layers.maps import AverageBlurPool, BlurMaps
 from aa_surgery.layers.pools import BlurPool
 from aa_surgery.rules import Edit
@@ -92,20 +91,23 @@ def _place_blur(
     changes: dict[str, Change], edit: Edit, anchor: Anchor, like: dict[str, Any]
 ) -> None:
     change = changes[anchor.path]
-    site = edit.site
-    if anchor.kind in ("after", "before"):
-        change.children.setdefault("aa_before", None)
-        change.children.setdefault("aa_after", None)
-        name = f"aa_{anchor.kind}"
-        if change.children[name] is not None:
-            raise UnsupportedSiteError(
-                f"{site.name}: two blurs would stand {anchor}. Exclude one of the two sites."
-            )
-    else:
+    blur = _blur(edit, like)
+    if anchor.kind in ("node", "input"):
         name = f"aa_{anchor.node}"
         action = "after" if anchor.kind == "node" else "input"
         change.graph_edits.append(GraphEdit(edit, action, anchor.node, name, anchor.given))
-    change.children[name] = _blur(edit, like)
+        change.children[name] = blur
+        return
+    change.children.setdefault("aa_before", None)
+    change.children.setdefault("aa_after", None)
+    name = f"aa_{anchor.kind}"
+    other = change.children[name]
+    if other is None:
+        change.children[name] = blur
+        return
+    # two strided ops in a row: the module's own blur is the one next to it
+    leads = (edit.site.name == anchor.path) == (anchor.kind == "after")
+    change.children[name] = nn.Sequential(*((blur, other) if leads else (other, blur)))
 
 
 def _blur(edit: Edit, like: dict[str, Any]) -> BlurPool:
