@@ -81,7 +81,7 @@ def box_power(order: int, stride: int) -> Taps:
 
     Source: Zhang 2019 (arXiv:1904.11486), section 3.2, for `s = 2`.
     """
-    taps: npt.NDArray[np.float64] = np.ones(1)
+    taps: npt.NDArray[np.floating[Any]] = np.ones(1)
     for _ in range(order):
         taps = np.convolve(taps, np.ones(stride))
     return tuple(float(t) for t in taps / taps.sum())
