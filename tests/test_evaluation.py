@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from aa_surgery.evaluation import (
     ShiftConsistency,
     agreement,
     circular_shifts,
+    cost,
     count_flops,
     count_parameters,
     crop,
@@ -300,10 +301,25 @@ def test_flops_are_twice_the_multiply_accumulates() -> None:
     assert model.training
 
 
-def test_time_ratio_tells_a_slow_model_from_a_fast_one() -> None:
-    x = torch.rand(1, 64, 32, 32)
-    slow = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(8)))
-    assert measure_time_ratio(nn.Identity(), slow, x, repeats=5).ratio > 2
+def test_time_ratio_is_that_of_the_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+
+    class Taking(nn.Module):
+        """Moves the clock by the next of its durations (s)."""
+
+        def __init__(self, *durations: float) -> None:
+            super().__init__()
+            self.durations = cycle(durations)
+
+        def forward(self, x: Tensor) -> Tensor:
+            nonlocal clock
+            clock += next(self.durations)
+            return x
+
+    monkeypatch.setattr(cost, "perf_counter", lambda: clock)
+    first, second = Taking(0.002), Taking(0.005, 0.006, 0.1)
+    result = measure_time_ratio(first, second, torch.zeros(1), repeats=6, warmup=3)
+    assert result.ratio == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize(
