@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from aa_surgery.layers import BlurPool2d, MaxBlurPool2d, canonical_form
 
 OURS, PLAIN = "aa_surgery", "pad + conv"
+ZEROS = "aa_surgery, zeros"
+BORDERED = (PLAIN, "antialiased-cnns", "timm")  # reflect, as ours; the others pad with zeros
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 FILTERS = {3: "tri-3", 4: "tri-4", 5: "binomial-5"}
 
@@ -68,18 +70,21 @@ def _case(kind: str, number: int, shape: tuple[int, ...], layout: str, train: bo
         x = torch.randn(shape).contiguous(memory_format=FORMATS[layout]).requires_grad_(train)
         if blurs:
             ours: nn.Module = BlurPool2d(FILTERS[number])
+            zeros: nn.Module = BlurPool2d(FILTERS[number], padding_mode="zeros")
             modules = _blur_peers(shape[1], number)
             baseline: Callable[[Tensor], Tensor] = torch.clone
         else:
             ours = MaxBlurPool2d(number, 2, number // 3)
+            zeros = MaxBlurPool2d(number, 2, number // 3, padding_mode="zeros")
             modules = _max_blur_peers(shape[1], number)
             baseline = nn.MaxPool2d(number, 2, number // 3)
-        calls = {_baseline(kind): baseline, OURS: ours, PLAIN: _canonical(ours)}
+        calls = {_baseline(kind): baseline, OURS: ours, ZEROS: zeros, PLAIN: _canonical(ours)}
         for peer, module in modules.items():
             calls[peer] = module.to(memory_format=FORMATS[layout])
         return {label: _call(function, x, train) for label, function in calls.items()}
 
-    return Case("layers", name, _baseline(kind), build, tuple((OURS, p) for p in peers))
+    same = tuple((OURS if p in BORDERED else ZEROS, p) for p in peers)
+    return Case("layers", name, _baseline(kind), build, same)
 
 
 def _baseline(kind: str) -> str:
