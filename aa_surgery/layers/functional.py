@@ -24,6 +24,7 @@ from aa_surgery.layers.fast_blur import (
 from aa_surgery.layers.fast_max import max_slices, max_slices_with_gradient
 from aa_surgery.layers.memory import memory_format_of
 from aa_surgery.layers.padding import PADDING_MODES, PaddingMode, pad_axes, pad_to
+from aa_surgery.layers.windows import reach_of_pool
 
 __all__ = [
     "PADDING_MODES",
@@ -37,8 +38,9 @@ __all__ = [
 ]
 
 # Below this many samples the fixed cost of many small ops outweighs the memory traffic they save.
-_LARGE_IMAGE = 2**19  # elements of one image
 _PAYS_FROM = 1 << 20
+# Samples of one image from which a batch is pooled image by image.
+_LARGE_IMAGE = 1 << 19
 
 _canonical: ContextVar[bool] = ContextVar("aa_surgery_canonical", default=False)
 _AVG = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -175,7 +177,7 @@ def dense_max_pool(
     Returns:
         `(N, C, *dense)`.
     """
-    after = _reach_of_pool(x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
+    after = reach_of_pool(x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
     if any(a > p for a, p in zip(after, padding, strict=True)):
         pads = [p for b, a in zip(padding, after, strict=True) for p in (b, a)]
         x = pad_axes(x, pads, "constant", -torch.inf)
@@ -243,7 +245,7 @@ def dense_avg_pool(
     """
     pool = _AVG[len(kernel_size)]
     ones = [1] * len(kernel_size)
-    after = _reach_of_pool(x.shape[2:], kernel_size, stride, padding, ones, ceil_mode)
+    after = reach_of_pool(x.shape[2:], kernel_size, stride, padding, ones, ceil_mode)
     extra = [a - p for a, p in zip(after, padding, strict=True)]
     kernel, pads = tuple(kernel_size), tuple(padding)
     if divisor_override is None and not any(e > 0 for e in extra):
@@ -271,35 +273,6 @@ def _window_sums(
     for k in kernel:
         count *= k
     return _AVG[len(kernel)](x, kernel, 1) * count
-
-
-def _reach_of_pool(
-    spatial: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-) -> list[int]:
-    """Return the right border, one an axis, that the last window of the strided pool needs."""
-    if len(spatial) != len(kernel_size):
-        raise InputError(
-            f"pool over {len(kernel_size)} spatial axes needs {len(kernel_size) + 2} axes in all, "
-            f"got {len(spatial) + 2}. Add the batch axis: x.unsqueeze(0)."
-        )
-    after = []
-    for n, k, s, p, d in zip(spatial, kernel_size, stride, padding, dilation, strict=True):
-        span = d * (k - 1) + 1
-        last = n + 2 * p - span
-        if last < 0:
-            raise InputError(
-                f"pool of {span} samples on a map of {n} with padding {p}: the map is too small."
-            )
-        out = (-(-last // s) if ceil_mode else last // s) + 1
-        if ceil_mode and (out - 1) * s >= n + p:
-            out -= 1
-        after.append(max(p, (out - 1) * s + span - p - n))
-    return after
 
 
 # A symbolic trace (torch.fx) records one call to each of these, not the arithmetic on sizes inside.

@@ -11,8 +11,9 @@ from torch import Tensor
 from aa_surgery.filters import Filter
 from aa_surgery.layers import functional as AF
 from aa_surgery.layers.pools import BlurPool
+from aa_surgery.layers.windows import pooled_size
 
-__all__ = ["AverageBlurPool", "BlurMaps", "dense_space_to_depth", "pooled_size"]
+__all__ = ["AverageBlurPool", "BlurMaps", "dense_space_to_depth"]
 
 
 class BlurMaps(BlurPool):
@@ -77,15 +78,6 @@ class AverageBlurPool(BlurPool):
             )
         ]
         return AF.blur(x, self.kernel, self.taps, self.stride, self.padding_mode, self.before, size)
-
-
-def pooled_size(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> int:
-    """Return the number of windows that a pool of torch takes along an axis of `size` samples."""
-    last = size + 2 * padding - kernel
-    windows = (-(-last // stride) if ceil_mode else last // stride) + 1
-    if ceil_mode and (windows - 1) * stride >= size + padding:
-        windows -= 1  # torch drops a window that would start behind the map
-    return windows
 
 
 def dense_space_to_depth(

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["PADDING_MODES", "PaddingMode", "pad_to", "source_index"]
+__all__ = ["PADDING_MODES", "PaddingMode", "pad_axes", "pad_to", "source_index"]
 
 PaddingMode = Literal["reflect", "replicate", "zeros", "circular"]
 PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)

@@ -79,16 +79,16 @@ def _function_sites(
     """
     owner = owner or read_conv_like(module)
     found: list[Site] = []
-    sources: set[tuple[str, fx.Node]] = set()
+    sliced: set[fx.Node] = set()
     for node in flow.graphs[path].nodes:
         fields = read_node(node, module)
         if fields is None:
             continue
-        source = node.args[0] if node.args else node.kwargs.get("input")
         if fields["op"] == "slice":
-            if ("slice", source) in sources:
+            source = node.all_input_nodes[0]
+            if source in sliced:
                 continue  # slices of one map at several offsets are one site
-            sources.add(("slice", source))
+            sliced.add(source)
         if owner is not None and owner["op"] == fields["op"]:
             fields |= {k: owner[k] for k in ("kernel", "in_channels", "groups") if k in owner}
             name, kind = path, type(module).__name__

@@ -36,14 +36,12 @@ class Flow:
     """Graphs of all scopes of a model, and who calls whom.
 
     Attributes:
-        model: The model.
-        modules: Its modules by qualified name, each under its first name.
+        modules: The model's modules by qualified name, each under its first name.
         graphs: The graph of each scope that could be traced, by the scope's name.
         failures: Why each of the others could not.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
         self.modules = dict(model.named_modules())
         self.graphs: dict[str, fx.Graph] = {}
         self.failures: dict[str, str] = {}

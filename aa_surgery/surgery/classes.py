@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partialmethod
 from typing import Any
 
 import torch
@@ -19,11 +19,14 @@ from torch.fx.graph_module import _forward_from_src
 
 from aa_surgery.errors import UnsupportedModelError
 from aa_surgery.layers import functional as AF
-from aa_surgery.layers.maps import pooled_size
+from aa_surgery.layers.padding import pad_axes
+from aa_surgery.layers.windows import pooled_size
 from aa_surgery.sites.kinds import each_axis
 from aa_surgery.sites.modules import type_dimension
 
 __all__ = ["REBUILDING_METHODS", "Antialiased", "OpChange", "Recipe", "antialiased_class"]
+
+REBUILDING_METHODS = ("reparameterize", "switch_to_deploy", "fuse")
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -105,7 +108,7 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
         inner = _wrapped_forward
     if inner is not host.forward:
         namespace["forward"] = inner
-    namespace.update({method: _REFUSALS[method] for method in recipe.guarded})
+    namespace.update({method: partialmethod(_refuse, method) for method in recipe.guarded})
     return type(f"Antialiased{host.__name__}", (Antialiased, host), namespace)
 
 
@@ -167,9 +170,8 @@ def small_max_pool(
     pads: list[int] = []
     for n, k, m, s, p in zip(x.shape[2:], small, kernel, stride, padding, strict=True):
         out = pooled_size(n, m, s, p, ceil_mode)
-        pads = [0, max(0, (out - 1) * s + 1 - (n - k + 1)), *pads]
-    if any(pads):
-        x = F.pad(x, pads, value=-torch.inf)
+        pads += [0, max(0, (out - 1) * s + 1 - (n - k + 1))]
+    x = pad_axes(x, pads, "constant", -torch.inf)
     ones, zeros = (1,) * len(small), (0,) * len(small)
     return AF.dense_max_pool(x, small, ones, zeros, ones)
 
@@ -220,29 +222,8 @@ _OPS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _refuse(self: Any, method: str) -> None:
+def _refuse(self: Any, method: str, *args: Any, **kwargs: Any) -> None:
     raise UnsupportedModelError(
         f"{method}() of {self._aa_host.__name__} rebuilds it from its weights and would lose the "
         f"blur inside. Call remove_antialias(model), then {method}, then apply_antialias again."
     )
-
-
-def _no_reparameterize(self: Any, *args: Any, **kwargs: Any) -> None:
-    _refuse(self, "reparameterize")
-
-
-def _no_switch_to_deploy(self: Any, *args: Any, **kwargs: Any) -> None:
-    _refuse(self, "switch_to_deploy")
-
-
-def _no_fuse(self: Any, *args: Any, **kwargs: Any) -> None:
-    _refuse(self, "fuse")
-
-
-_REFUSALS: dict[str, Callable[..., None]] = {
-    "reparameterize": _no_reparameterize,
-    "switch_to_deploy": _no_switch_to_deploy,
-    "fuse": _no_fuse,
-}
-
-REBUILDING_METHODS = tuple(_REFUSALS)

@@ -51,13 +51,15 @@ def rewritten_sources(scope: nn.Module, path: str, edits: Sequence[GraphEdit]) -
             modes name the edited nodes differently.
     """
     given = {name for change in edits for name in change.given}
-    evaluating = trace_scope(scope, training=False, given=given)
-    training = trace_scope(scope, training=True, given=given)
-    expected = {e.node: _node(evaluating, e.node, path).target for e in edits}
-    for name, target in expected.items():
-        if _node(training, name, path).target is not target:
-            if isinstance(target, str) and _node(training, name, path).target == target:
-                continue
+    try:
+        evaluating = trace_scope(scope, training=False, given=given)
+        training = trace_scope(scope, training=True, given=given)
+    except NotTraceableError as error:
+        raise NotTraceableError(
+            f"{path}: {error}. Exclude this module, or use placement='pre'."
+        ) from error
+    for name in {change.node for change in edits}:
+        if _node(training, name, path).target != _node(evaluating, name, path).target:
             raise NotTraceableError(
                 f"{path} ({type(scope).__name__}): its forward differs between training and eval "
                 f"at {name}. Exclude this module, or use placement='pre'."
