@@ -17,7 +17,7 @@ from aa_surgery.sites.kinds import (
     role_of_module,
 )
 from aa_surgery.sites.site import Anchor
-from aa_surgery.sites.tracer import trace_scope
+from aa_surgery.sites.tracer import Trace, trace_scopes
 
 __all__ = ["Flow", "Spot"]
 
@@ -46,13 +46,16 @@ class Flow:
         self.graphs: dict[str, fx.Graph] = {}
         self.failures: dict[str, str] = {}
         self._calls: dict[int, list[Spot]] = defaultdict(list)
+        trace_scopes(self._trace_all)
+
+    def _trace_all(self, trace: Trace) -> None:
         for path, module in self.modules.items():
             if is_container(module) or own_forward(module):
-                self._trace(path, module)
+                self._trace(path, module, trace)
 
-    def _trace(self, path: str, module: nn.Module) -> None:
+    def _trace(self, path: str, module: nn.Module, trace: Trace) -> None:
         try:
-            graph = trace_scope(module, given=self.given(module))
+            graph = trace(module, given=self.given(module))
         except NotTraceableError as error:
             self.failures[path] = str(error)
             return

@@ -1,57 +1,66 @@
-"""Trace one scope: a module's own forward, with every child a leaf."""
+"""Trace scopes: a module's own forward, with every child a leaf."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
-import math
 import types
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 
 from aa_surgery.errors import NotTraceableError
 
-__all__ = ["require_default", "trace_scope"]
+__all__ = ["Trace", "require_default", "trace_scope", "trace_scopes"]
 
 _MAX_LEAF_FUNCTIONS = 8
-_MATH = (math.ceil, math.floor, math.sqrt, math.prod)
 _PLAIN = (bool, int, float, str, type(None))
+_PLAIN_TYPES = frozenset(_PLAIN)
 
 Place = tuple[dict[str, Any], str]
+_T = TypeVar("_T")
 
 
-def trace_scope(scope: nn.Module, training: bool = False, given: Collection[str] = ()) -> fx.Graph:
-    """Return the graph of `scope.forward`, its children being leaves.
+class Trace(Protocol):
+    """`trace(scope)`: the graph of one forward, within a session of `trace_scopes`."""
+
+    def __call__(
+        self, scope: nn.Module, training: bool = False, given: Collection[str] = ()
+    ) -> fx.Graph:
+        """Return the graph."""
+        ...
+
+
+def trace_scopes(work: Callable[[Trace], _T]) -> _T:
+    """Return `work(trace)`, where `trace(scope)` gives the graph of `scope.forward`.
+
+    fx patches `nn.Module` for the time of a trace, which costs more than tracing a small forward;
+    so any number of scopes is traced in one such session. `trace(scope, training, given)` has
+    these arguments:
+
+    - scope: The module; left as it was, whatever its forward assigns. Its children are leaves.
+    - training: Which branch to follow where the forward reads `self.training`.
+    - given: Arguments that callers fill with tensors although they have a plain default.
 
     A helper function which decides on a tensor's size (timm's `get_same_padding`) cannot be
     traced; it becomes a leaf of the graph, so that it goes on deciding when the graph runs.
     Functions that their author made leaves (`torch.fx.wrap`) are entered like any other.
 
-    Args:
-        scope: The module; left as it was, whatever its forward assigns.
-        training: Which branch to follow where the forward reads `self.training`.
-        given: Arguments that callers fill with tensors although they have a plain default.
-
     Raises:
-        NotTraceableError: The forward decides on tensor sizes or values itself.
+        NotTraceableError: By `trace`: the forward decides on tensor sizes or values itself.
     """
-    leaves: list[Place] = []
-    while True:
-        try:
-            with _unchanged(scope, training), _nothing_wrapped(), _leaf_functions(leaves):
-                return _Tracer(given).trace(scope)
-        except Exception as error:
-            place = _deciding_function(error, leaves)
-            if place is None or len(leaves) == _MAX_LEAF_FUNCTIONS:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-                raise NotTraceableError(
-                    f"{type(scope).__name__}.forward cannot be traced: {reason}"
-                ) from error
-            leaves.append(place)
+    session = _Session()
+    with _nothing_wrapped():
+        return session.run(work)
+
+
+def trace_scope(scope: nn.Module, training: bool = False, given: Collection[str] = ()) -> fx.Graph:
+    """Return the graph of one scope's forward, as `trace_scopes` does of many."""
+    return trace_scopes(lambda trace: trace(scope, training, given))
 
 
 def require_default(value: object, default: object, name: str) -> None:
@@ -64,17 +73,109 @@ def require_default(value: object, default: object, name: str) -> None:
         )
 
 
-class _Tracer(fx.Tracer):
-    """An fx tracer that enters no child, and keeps plain default arguments concrete."""
+class _Session(fx.Tracer):
+    """The tracer that fx's patches answer to; hands what they meet to the scope being traced."""
 
-    def __init__(self, given: Collection[str]) -> None:
+    def run(self, work: Callable[[Trace], _T]) -> _T:
+        """Run `work` while `nn.Module` is patched."""
+        root = _Work(work, self.trace_one)
+        self.trace(root)
+        return root.result
+
+    def trace_one(
+        self, scope: nn.Module, training: bool = False, given: Collection[str] = ()
+    ) -> fx.Graph:
+        """Return the graph of `scope.forward`, with functions that decide on sizes as leaves."""
+        leaves: list[Place] = []
+        while True:
+            self.current = _ScopeTracer(scope, given)
+            try:
+                with _unchanged(scope, training), _leaf_functions(leaves):
+                    # by way of the patched call, so that fx wraps `math` in the forward's module
+                    nn.Module.__call__(scope)
+                return self.current.graph
+            except Exception as error:
+                place = _deciding_function(error, leaves)
+                if place is None or len(leaves) == _MAX_LEAF_FUNCTIONS:
+                    lines = str(error).strip().splitlines() or [repr(error)]
+                    raise NotTraceableError(
+                        f"{type(scope).__name__}.forward cannot be traced: {lines[0]}"
+                    ) from error
+                leaves.append(place)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return self.current.call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return self.current.read(attr_val)
+
+
+class _Work(nn.Module):
+    """The root of a session: its forward is all of the session's work."""
+
+    def __init__(self, work: Callable[[Trace], Any], trace: Trace) -> None:
         super().__init__()
-        self.given = given
-        # fx would patch all of `math` at every trace; forwards compute sizes with these
-        self._autowrap_function_ids = {id(function) for function in _MATH}
+        self.work = work
+        self.trace = trace
+        self.result: Any = None
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
+    def forward(self) -> None:
+        self.result = self.work(self.trace)
+
+
+class _ScopeTracer(fx.Tracer):
+    """Build the graph of one scope: enter no child, keep plain default arguments concrete."""
+
+    def __init__(self, scope: nn.Module, given: Collection[str]) -> None:
+        super().__init__(autowrap_modules=())
+        self.root = scope
+        self.given = given
+        self.graph = fx.Graph(tracer_cls=type(self))
+        self.tensor_attrs = {}
+        self.entered = False
+        self.paths = {id(module): name for name, module in reversed([*scope.named_modules()])}
+        self.tensors: dict[int, str] | None = None
+        self.proxies: dict[str, fx.Proxy] = {}
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if m is self.root and not self.entered:
+            self.entered = True
+            return self._trace_root()
+        path = self.paths.get(id(m))
+        if path is None:
+            raise NameError(f"it calls a {type(m).__name__} that is not one of its children")
+        return self.create_proxy("call_module", path, args, kwargs)
+
+    def _trace_root(self) -> None:
+        forward, args = self.create_args_for_root(type(self.root).forward, True)
+        self.create_node("output", "output", (self.create_arg(forward(*args)),), {})
+
+    def read(self, value: Any) -> Any:
+        """Return the proxy of a parameter or buffer that the forward reads; else the value."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        name = self._name_of(value)
+        if name is None:
+            return value
+        if name not in self.proxies:
+            self.proxies[name] = self.create_proxy("get_attr", name, (), {})
+        return self.proxies[name]
+
+    def _name_of(self, tensor: torch.Tensor) -> str | None:
+        if self.tensors is None:
+            held = itertools.chain(self.root.named_parameters(), self.root.named_buffers())
+            self.tensors = {id(value): name for name, value in held}
+        return self.tensors.get(id(tensor))
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, fx.Proxy):
+            return a.node
+        kind = type(a)
+        if kind in _PLAIN_TYPES:
+            return a
+        if kind is tuple or kind is list:
+            return kind(self.create_arg(item) for item in a)
+        return super().create_arg(a) if kind is not dict or a else {}
 
     def _proxy_placeholder(
         self, name: str, concrete_args: Any, sig: inspect.Signature, fn_for_analysis: Any
