@@ -48,8 +48,9 @@ def audit(model: nn.Module, *inputs: Any, plan: object | None = None, **kwargs: 
             inside its wrapper.
         inputs: What its forward takes; floating-point tensors of three axes or more are maps
             `(N, C, *spatial)`.
-        plan: A plan whose `left` entries (`.site.name`, `.reason`) excuse untreated ops; by
-            default the one that the model carries.
+        plan: A plan whose `left` entries (`.site.name`, `.reason`) excuse untreated ops, and whose
+            `unread` entries (`.scope`, `.reason`) those of forwards that could not be traced; by
+            default the plan that the model carries.
         kwargs: Keyword arguments of its forward.
 
     Returns:
@@ -143,8 +144,8 @@ def _preserved(model: nn.Module) -> Iterator[None]:
 
 def _reasons(plan: object | None) -> list[tuple[str, str, str]]:
     """Return name, op and reason of each site that the plan leaves."""
-    left = getattr(plan, "left", ())
-    return [(x.site.name, getattr(x.site, "op", ""), str(x.reason)) for x in left]
+    left = [(x.site.name, getattr(x.site, "op", ""), x.reason) for x in getattr(plan, "left", ())]
+    return left + [(x.scope, "", x.reason) for x in getattr(plan, "unread", ())]
 
 
 def _rows(events: Sequence[Event], reasons: Sequence[tuple[str, str, str]]) -> tuple[AuditRow, ...]:

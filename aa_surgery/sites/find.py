@@ -11,9 +11,10 @@ from aa_surgery.layers import BlurPool
 from aa_surgery.sites.flow import Flow, Spot
 from aa_surgery.sites.functions import read_node
 from aa_surgery.sites.modules import plain_forward, read_conv_like, read_module
-from aa_surgery.sites.site import Site
+from aa_surgery.sites.site import Site, Unread
+from aa_surgery.sites.unread import read_patch_embedding, unread_forwards
 
-__all__ = ["find_sites"]
+__all__ = ["find_sites", "survey"]
 
 
 def find_sites(model: nn.Module) -> tuple[Site, ...]:
@@ -26,6 +27,11 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     >>> [site.name for site in find_sites(torchvision.models.resnet18())][:3]
     ['conv1', 'maxpool', 'layer2.0.conv1']
     """
+    return survey(model)[0]
+
+
+def survey(model: nn.Module) -> tuple[tuple[Site, ...], tuple[Unread, ...]]:
+    """Return the sites of `model`, and the forwards in which none could be looked for."""
     flow = Flow(model)
     sites: list[Site] = []
     for path, module in flow.modules.items():
@@ -36,9 +42,11 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
             sites.append(_module_site(path, module, fields, flow))
         elif path in flow.graphs:
             sites += _function_sites(path, module, fields, flow)
-        elif fields is not None:
-            sites.append(_opaque_site(path, module, fields, flow))
-    return tuple(sites)
+        elif path in flow.failures:
+            fields = fields or read_patch_embedding(module)
+            if fields is not None:
+                sites.append(_opaque_site(path, module, fields, flow))
+    return tuple(sites), unread_forwards(flow)
 
 
 def _inside_blur(path: str, flow: Flow) -> bool:

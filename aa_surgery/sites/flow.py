@@ -122,10 +122,26 @@ class Flow:
         path = self.name_of(there)
         if role or path not in self.graphs or user.args[:1] != (spot.node,):
             return [there]
+        if "Norm" in type(module).__name__:
+            # norm and activation in one, the norm written out (timm's `RmsNormAct2d`)
+            inside = self._activation_in(path)
+            if inside is not None:
+                return [inside]
         if len(self.calls(module)) != 1:
             return None
         entry = next(n for n in self.graphs[path].nodes if n.op == "placeholder")
         return self.uses(Spot(path, entry))
+
+    def _activation_in(self, path: str) -> Spot | None:
+        """Return the only activation that the forward of the module at `path` calls."""
+        module = self.modules[path]
+        found = [
+            node
+            for node in self.graphs[path].nodes
+            if node.op == "call_module"
+            and role_of_module(module.get_submodule(str(node.target))) == "activation"
+        ]
+        return Spot(path, found[0]) if len(found) == 1 else None
 
     def _uses_outside(self, spot: Spot, output: fx.Node) -> list[Spot] | None:
         calls = self.calls(self.modules[spot.path])

@@ -20,7 +20,12 @@ from aa_surgery.sites.kinds import (
     each_axis,
     is_getitem,
 )
-from aa_surgery.sites.merging import read_reshape_merge, slice_merge, sliced_steps
+from aa_surgery.sites.merging import (
+    read_reshape_merge,
+    shape_arguments,
+    slice_merge,
+    sliced_steps,
+)
 from aa_surgery.sites.modules import _RETURNS_INDICES, adaptive_reason, read_resize
 
 __all__ = ["read_node"]
@@ -32,6 +37,8 @@ def read_node(node: fx.Node, scope: nn.Module) -> dict[str, Any] | None:
         return _read_slice(node)
     if node.op == "call_method" and node.target in ("reshape", "view"):
         return _read_merge(node)
+    if node.op == "call_method" and node.target in _REDUCTIONS:
+        return _read_phase_pool(node)
     if node.op != "call_function":
         return None
     target: Any = node.target
@@ -159,6 +166,32 @@ def _read_resize(
     if args.get("antialias"):
         return None
     return read_resize(args.get("scale_factor"), args.get("mode", "nearest"))
+
+
+_REDUCTIONS = {"max": "max_pool", "amax": "max_pool", "mean": "avg_pool"}
+
+
+def _read_phase_pool(node: fx.Node) -> dict[str, Any] | None:
+    """Read a pool of tokens in window order: `x.view(B, 4, -1, C).amax(1)` (Hiera).
+
+    The reduced axis has a fixed size, and the windows along the axis behind it are counted by -1.
+    """
+    view = node.args[0]
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if not isinstance(view, fx.Node) or view.target not in ("view", "reshape"):
+        return None
+    shape = shape_arguments(view)
+    if not isinstance(dim, int) or not 0 < dim < len(shape) - 1 or shape[dim + 1] != -1:
+        return None
+    if not isinstance(shape[dim], int) or shape[dim] < 2:
+        return None
+    return dict(
+        op=_REDUCTIONS[str(node.target)],
+        kernel=(shape[dim],),
+        stride=(shape[dim],),
+        problem="pools tokens in window order, whose neighbours in the map are not at hand. "
+        "Blur the map before its tokens are reordered",
+    )
 
 
 _READERS = (

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["ReshapeMerge", "read_reshape_merge", "slice_merge", "sliced_steps"]
+__all__ = ["ReshapeMerge", "read_reshape_merge", "shape_arguments", "slice_merge", "sliced_steps"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ReshapeMerge:
 
 def read_reshape_merge(node: fx.Node) -> ReshapeMerge | None:
     """Read space-to-depth from its first reshape, or return None."""
-    shape = _shape_arguments(node)
+    shape = shape_arguments(node)
     dims: list[int] = []
     factors: list[int] = []
     origin: list[int | None] = []  # of each axis after the reshape; None for phases
@@ -75,7 +75,7 @@ def _joined(
     permuted = _only_user(node)
     if permuted is None or permuted.target not in ("permute", torch.permute):
         return None
-    axes: list[Any] = _shape_arguments(permuted)
+    axes: list[Any] = shape_arguments(permuted)
     order = tuple(sources[axis] for axis in axes)
     inner = [n for n, source in enumerate(order) if source not in (0, *dims)]
     if order[0] != 0 or inner != list(range(inner[0], inner[0] + len(inner))):
@@ -99,10 +99,11 @@ def _joins(node: fx.Node, start: int, factors: tuple[int, ...]) -> bool:
     if node.target not in ("reshape", "view", torch.reshape):
         return False
     window = math.prod(factors)
-    return not {s for s in _shape_arguments(node) if isinstance(s, int)} & {*factors, window}
+    return not {s for s in shape_arguments(node) if isinstance(s, int)} & {*factors, window}
 
 
-def _shape_arguments(node: fx.Node) -> list[Any]:
+def shape_arguments(node: fx.Node) -> list[Any]:
+    """Return the sizes, or axes, that a view, reshape or permute is called with."""
     shape = list(node.args[1:])
     if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
         shape = list(shape[0])

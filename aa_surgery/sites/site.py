@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Anchor", "Op", "Site"]
+__all__ = ["Anchor", "Op", "Site", "Unread"]
 
 Op = Literal[
     "conv",
@@ -125,3 +125,18 @@ class Site:
     def in_forward(self) -> bool:
         """Whether the op is one of several of a forward, not a module of its own."""
         return self.name != self.scope and bool(self.node)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A forward, or a function that it calls, whose own ops find cannot see.
+
+    Attributes:
+        scope: Qualified name of the module whose forward it is.
+        kind: That module's class.
+        reason: Why, and what a user can do.
+    """
+
+    scope: str
+    kind: str
+    reason: str

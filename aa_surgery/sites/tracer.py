@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
+from torch.fx.proxy import TraceError
 
 from aa_surgery.errors import NotTraceableError
 
@@ -97,9 +98,8 @@ class _Session(fx.Tracer):
             except Exception as error:
                 place = _deciding_function(error, leaves)
                 if place is None or len(leaves) == _MAX_LEAF_FUNCTIONS:
-                    lines = str(error).strip().splitlines() or [repr(error)]
                     raise NotTraceableError(
-                        f"{type(scope).__name__}.forward cannot be traced: {lines[0]}"
+                        f"{type(scope).__name__}.forward cannot be traced: {_why(error)}"
                     ) from error
                 leaves.append(place)
 
@@ -108,6 +108,13 @@ class _Session(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return self.current.read(attr_val)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, TraceError):
+        return "it decides on the sizes or values of tensors"
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else repr(error)
 
 
 class _Work(nn.Module):

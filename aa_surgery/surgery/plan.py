@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,7 +18,7 @@ from aa_surgery.filters import Filter, resolve_filter
 from aa_surgery.layers import PADDING_MODES
 from aa_surgery.reports.tables import text_table
 from aa_surgery.rules import DEFAULT_RULES, PRESETS, Edit, Left, Options, Preset, Rule
-from aa_surgery.sites import Anchor, Site, find_sites
+from aa_surgery.sites import Anchor, Site, Unread, survey
 
 __all__ = ["Plan", "plan_antialias"]
 
@@ -32,10 +33,12 @@ class Plan:
     Attributes:
         model: The class of the model it was made for.
         decisions: An `Edit` or a `Left` for each site, in the order of the model's modules.
+        unread: Forwards that could not be traced, in which sites may be that the plan lacks.
     """
 
     model: str
     decisions: tuple[Edit | Left, ...]
+    unread: tuple[Unread, ...] = ()
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -52,6 +55,9 @@ class Plan:
         summary = f"{self.model}: {len(self.edits)} of {len(self.decisions)} sites to treat"
         if self.left:
             summary += f", {len(self.left)} left"
+        for kind, count in Counter(u.kind for u in self.unread).items():
+            first = next(u for u in self.unread if u.kind == kind)
+            summary += f"\nnot read: {count} {kind}: {first.reason}"
         rows = [_row(decision) for decision in self.decisions]
         return f"{text_table(columns, rows)}\n{summary}" if rows else summary
 
@@ -63,7 +69,8 @@ class Plan:
             if isinstance(decision, Edit):
                 plain["filter"] = decision.filter.spec
             sites.append(plain)
-        return {"format": _FORMAT, "model": self.model, "sites": sites}
+        unread = [dataclasses.asdict(u) for u in self.unread]
+        return {"format": _FORMAT, "model": self.model, "sites": sites, "unread": unread}
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
@@ -92,7 +99,8 @@ class Plan:
                     f"plan of format {data['format']}: this version reads format {_FORMAT}. "
                     "Make it again with plan_antialias(model)."
                 )
-            return cls(data["model"], tuple(_decision(d) for d in data["sites"]))
+            unread = tuple(Unread(**u) for u in data["unread"])
+            return cls(data["model"], tuple(_decision(d) for d in data["sites"]), unread)
         except (KeyError, TypeError) as error:
             raise PlanError(f"not a plan: {error!r}. Save one with Plan.save.") from error
 
@@ -127,7 +135,7 @@ def plan_antialias(
             "max_stride": max_stride,
         }
     )
-    sites = find_sites(model)
+    sites, unread = survey(model)
     included, excluded = _patterns(include), _patterns(exclude)
     special = dict(overrides or {})
     for argument, patterns in (("include", included), ("exclude", excluded)):
@@ -138,6 +146,7 @@ def plan_antialias(
     return Plan(
         type(model).__name__,
         tuple(_decide(site, options, rules, included, excluded, special) for site in sites),
+        unread,
     )
 
 

@@ -1,0 +1,74 @@
+"""What find cannot read: forwards that decide on sizes, and functions called as they are."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+from torch import fx, nn
+
+from aa_surgery.sites.flow import Flow
+from aa_surgery.sites.kinds import each_axis
+from aa_surgery.sites.modules import read_module
+from aa_surgery.sites.site import Unread
+
+__all__ = ["read_patch_embedding", "unread_forwards"]
+
+_WAY_OUT = (
+    "what it subsamples itself stays as it is. Do that in a module (nn.AvgPool2d, nn.Conv2d), or "
+    "blur in front of it with aa_surgery.layers.BlurPool2d(stride=1)"
+)
+# merges that no trace can tell from joining the heads of an attention: reshapes to (B, N, -1)
+_TOKEN_MERGES = {
+    "timm.models.tnt.TNT": "pixel tokens in window order become the channels of patch tokens",
+    "timm.models.tnt.Block": "pixel tokens in window order become the channels of patch tokens",
+}
+_SAMPLING_NAMES = ("conv", "pool", "interpolate", "unfold", "unshuffle", "resize")
+
+
+def unread_forwards(flow: Flow) -> tuple[Unread, ...]:
+    """Return the scopes that could not be traced, and those that call a function as a leaf.
+
+    Of functions, those count that name a sampling op in their code; most compute a size only.
+    """
+    found = []
+    for path, module in flow.modules.items():
+        kind = type(module).__name__
+        if path in flow.failures:
+            found.append(Unread(path, kind, f"{flow.failures[path]}; {_WAY_OUT}"))
+        merge = _TOKEN_MERGES.get(f"{type(module).__module__}.{kind}")
+        if merge:
+            found.append(Unread(path, kind, f"{merge}, by a reshape; {_WAY_OUT}"))
+        for name in _sampling_functions(flow.graphs.get(path)):
+            reason = f"{name}() decides on sizes, so it is called as it is; {_WAY_OUT}"
+            found.append(Unread(path, kind, reason))
+    return tuple(found)
+
+
+def _sampling_functions(graph: fx.Graph | None) -> list[str]:
+    found = []
+    for node in graph.nodes if graph is not None else ():
+        target = node.target
+        if not isinstance(target, types.FunctionType):
+            continue
+        if target.__module__.startswith(("torch.", "aa_surgery.")):
+            continue
+        if any(word in name for name in target.__code__.co_names for word in _SAMPLING_NAMES):
+            found.append(target.__name__)
+    return found
+
+
+def read_patch_embedding(module: nn.Module) -> dict[str, Any] | None:
+    """Return the fields of a patch embedding that cuts the image itself, in an unread forward.
+
+    It is known by what it declares: a `patch_size`, a linear layer that reads whole patches, and
+    no strided convolution inside (timm's `NaFlexEmbeds`, `Gemma4PatchEmbed`).
+    """
+    size = each_axis(getattr(module, "patch_size", None), 2)
+    if size is None or max(size) == 1 or any(read_module(m) for m in module.modules()):
+        return None
+    pixels = size[0] * size[1]
+    linear = [m for m in module.children() if isinstance(m, nn.Linear)]
+    if not any(m.in_features % pixels == 0 for m in linear):
+        return None
+    return dict(op="space_to_depth", kernel=size, stride=size)
