@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from torch import fx, nn
 
@@ -74,9 +77,10 @@ class Flow:
 
     def given(self, module: nn.Module) -> tuple[str, ...]:
         """Return the arguments that the callers of `module` fill with values of the graph."""
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        spots = self._calls[id(module)]
+        names = _arguments_of(type(module).forward) if spots else ()
         found = set()
-        for spot in self._calls[id(module)]:
+        for spot in spots:
             arguments = {**dict(zip(names, spot.node.args, strict=False)), **spot.node.kwargs}
             found |= {name for name, value in arguments.items() if isinstance(value, fx.Node)}
         return tuple(name for name in names if name in found)
@@ -194,6 +198,11 @@ class Flow:
             if single and reader.node.args and len(reader.node.all_input_nodes) == 1:
                 return Anchor("before", self.name_of(reader))
         return Anchor("node", spot.path, spot.node.name, self.given(self.modules[spot.path]))
+
+
+@lru_cache(maxsize=1024)
+def _arguments_of(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _function_name(node: fx.Node) -> str:

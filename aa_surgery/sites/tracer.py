@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import itertools
 import types
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -15,6 +17,7 @@ from torch.fx import _symbolic_trace
 from torch.fx.proxy import TraceError
 
 from aa_surgery.errors import NotTraceableError
+from aa_surgery.sites.memo import Memo, Paths
 
 __all__ = ["Trace", "require_default", "trace_scope", "trace_scopes"]
 
@@ -40,8 +43,8 @@ def trace_scopes(work: Callable[[Trace], _T]) -> _T:
     """Return `work(trace)`, where `trace(scope)` gives the graph of `scope.forward`.
 
     fx patches `nn.Module` for the time of a trace, which costs more than tracing a small forward;
-    so any number of scopes is traced in one such session. `trace(scope, training, given)` has
-    these arguments:
+    so any number of scopes is traced in one such session. Scopes that are alike share a graph: it
+    is for reading. `trace(scope, training, given)` has these arguments:
 
     - scope: The module; left as it was, whatever its forward assigns. Its children are leaves.
     - training: Which branch to follow where the forward reads `self.training`.
@@ -55,7 +58,7 @@ def trace_scopes(work: Callable[[Trace], _T]) -> _T:
         NotTraceableError: By `trace`: the forward decides on tensor sizes or values itself.
     """
     session = _Session()
-    with _nothing_wrapped():
+    with _nothing_wrapped(), session.memo.installed():
         return session.run(work)
 
 
@@ -77,6 +80,10 @@ def require_default(value: object, default: object, name: str) -> None:
 class _Session(fx.Tracer):
     """The tracer that fx's patches answer to; hands what they meet to the scope being traced."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.memo = Memo()
+
     def run(self, work: Callable[[Trace], _T]) -> _T:
         """Run `work` while `nn.Module` is patched."""
         root = _Work(work, self.trace_one)
@@ -86,10 +93,19 @@ class _Session(fx.Tracer):
     def trace_one(
         self, scope: nn.Module, training: bool = False, given: Collection[str] = ()
     ) -> fx.Graph:
+        """Return the graph of `scope.forward`, or that of a scope alike."""
+        variant = (training, tuple(given))
+        return self.memo.recall(
+            scope, variant, lambda paths: self._traced(scope, training, given, paths)
+        )
+
+    def _traced(
+        self, scope: nn.Module, training: bool, given: Collection[str], paths: Paths
+    ) -> fx.Graph:
         """Return the graph of `scope.forward`, with functions that decide on sizes as leaves."""
         leaves: list[Place] = []
         while True:
-            self.current = _ScopeTracer(scope, given)
+            self.current = _ScopeTracer(scope, given, paths, self.memo)
             try:
                 with _unchanged(scope, training), _leaf_functions(leaves):
                     # by way of the patched call, so that fx wraps `math` in the forward's module
@@ -130,17 +146,37 @@ class _Work(nn.Module):
         self.result = self.work(self.trace)
 
 
+class _Proxy(fx.Proxy):
+    """A proxy that remembers where a function unpacks; fx disassembles it for every unpacking."""
+
+    def __iter__(self) -> Iterator[Any]:
+        caller: Any = inspect.currentframe().f_back  # type: ignore[union-attr]
+        count = _unpackings(caller.f_code).get(caller.f_lasti)
+        if count is None:
+            return iter(self.tracer.iter(self))
+        item: Any = self
+        return (item[i] for i in range(count))
+
+
+@cache
+def _unpackings(code: types.CodeType) -> dict[int, int]:
+    """Return into how many names the instruction at each offset unpacks."""
+    instructions = dis.get_instructions(code)
+    return {i.offset: i.argval for i in instructions if i.opname == "UNPACK_SEQUENCE"}
+
+
 class _ScopeTracer(fx.Tracer):
     """Build the graph of one scope: enter no child, keep plain default arguments concrete."""
 
-    def __init__(self, scope: nn.Module, given: Collection[str]) -> None:
+    def __init__(self, scope: nn.Module, given: Collection[str], paths: Paths, memo: Memo) -> None:
         super().__init__(autowrap_modules=())
+        self.memo = memo
         self.root = scope
         self.given = given
         self.graph = fx.Graph(tracer_cls=type(self))
         self.tensor_attrs = {}
         self.entered = False
-        self.paths = {id(module): name for name, module in reversed([*scope.named_modules()])}
+        self.paths = paths
         self.tensors: dict[int, str] | None = None
         self.proxies: dict[str, fx.Proxy] = {}
 
@@ -155,7 +191,9 @@ class _ScopeTracer(fx.Tracer):
 
     def _trace_root(self) -> None:
         forward, args = self.create_args_for_root(type(self.root).forward, True)
-        self.create_node("output", "output", (self.create_arg(forward(*args)),), {})
+        with self.memo.listening():
+            result = forward(*args)
+        self.create_node("output", "output", (self.create_arg(result),), {})
 
     def read(self, value: Any) -> Any:
         """Return the proxy of a parameter or buffer that the forward reads; else the value."""
@@ -170,9 +208,13 @@ class _ScopeTracer(fx.Tracer):
 
     def _name_of(self, tensor: torch.Tensor) -> str | None:
         if self.tensors is None:
-            held = itertools.chain(self.root.named_parameters(), self.root.named_buffers())
+            with self.memo.listening(False):
+                held = [*self.root.named_parameters(), *self.root.named_buffers()]
             self.tensors = {id(value): name for name, value in held}
         return self.tensors.get(id(tensor))
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
@@ -201,10 +243,12 @@ class _ScopeTracer(fx.Tracer):
 
 @contextmanager
 def _unchanged(scope: nn.Module, training: bool) -> Iterator[None]:
-    """Give back the attributes of `scope` afterwards, whatever the forward assigned."""
-    saved = {
-        key: dict(value) if key in ("_parameters", "_buffers", "_modules") else value
-        for key, value in scope.__dict__.items()
+    """Give back the attributes of `scope` afterwards, whatever the forward assigned or cached."""
+    saved = dict(scope.__dict__)
+    contents = {
+        key: (value, value.copy())
+        for key, value in saved.items()
+        if type(value) in (dict, list) and (value or not key.startswith("_"))
     }
     scope.training = training
     try:
@@ -212,14 +256,19 @@ def _unchanged(scope: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for key in set(scope.__dict__) - set(saved):
             del scope.__dict__[key]
-        for key, value in saved.items():
-            held = scope.__dict__.get(key)
-            if key in ("_parameters", "_buffers", "_modules") and held is not None:
-                if held != value or list(held) != list(value):
-                    held.clear()
-                    held.update(value)
-            else:
-                scope.__dict__[key] = value
+        scope.__dict__.update(saved)
+        for held, content in contents.values():
+            if _same(held, content):
+                continue
+            held.clear()
+            held.update(content) if isinstance(held, dict) else held.extend(content)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Tell whether two dicts or lists hold the same objects; `==` would compare tensors."""
+    if isinstance(one, dict):
+        return list(one) == list(other) and _same([*one.values()], [*other.values()])
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 @contextmanager
