@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -49,6 +49,7 @@ class Flow:
         self.graphs: dict[str, fx.Graph] = {}
         self.failures: dict[str, str] = {}
         self._calls: dict[int, list[Spot]] = defaultdict(list)
+        self._taps = set(_taps(self.modules))
         trace_scopes(self._trace_all)
 
     def _trace_all(self, trace: Trace) -> None:
@@ -166,7 +167,7 @@ class Flow:
         here = start
         for _ in range(_MAX_STEPS):
             uses = self.uses(here)
-            if not uses or len(uses) != 1:
+            if not uses or len(uses) != 1 or self._is_tap(here):
                 break
             spot = uses[0]
             if spot.node.op == "call_module":
@@ -181,6 +182,9 @@ class Flow:
                 return tuple(names), here, spot
             here = spot
         return tuple(names), here, None
+
+    def _is_tap(self, spot: Spot) -> bool:
+        return spot.node.op == "call_module" and self.name_of(spot) in self._taps
 
     def anchor(self, spot: Spot) -> Anchor:
         """Return where a blur of a node's value stands best.
@@ -198,6 +202,16 @@ class Flow:
             if single and reader.node.args and len(reader.node.all_input_nodes) == 1:
                 return Anchor("before", self.name_of(reader))
         return Anchor("node", spot.path, spot.node.name, self.given(self.modules[spot.path]))
+
+
+def _taps(modules: dict[str, nn.Module]) -> Iterator[str]:
+    """Yield the modules whose outputs timm's models give as features, at a rate they declare."""
+    for path, module in modules.items():
+        info = getattr(module, "feature_info", None)
+        entries = getattr(info, "info", info)
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and "module" in entry:
+                yield f"{path}.{entry['module']}" if path else entry["module"]
 
 
 @lru_cache(maxsize=1024)

@@ -1,4 +1,4 @@
-"""What find cannot read has a name and a reason, and what it can is read once."""
+"""Find: what it cannot read is named, what is alike is read once, taps keep their rate."""
 
 from __future__ import annotations
 
@@ -129,3 +129,15 @@ def test_a_trace_leaves_no_trace() -> None:
     assert (net.cache, net.log, hasattr(net, "last")) == ({}, [], False)
     assert net.count.item() == 0
     assert "__getattribute__" not in nn.Module.__dict__
+
+
+@pytest.mark.parametrize("name", ["repghostnet_050", "mobilenetv3_small_050", "resnet18"])
+def test_features_that_a_model_taps_keep_the_rate_it_declares(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+    apply_antialias(model)
+    features = model.forward_intermediates(
+        torch.empty(1, 3, 96, 96, device="meta"), intermediates_only=True
+    )
+    rates = [96 // feature.shape[-1] for feature in features]
+    assert rates == [entry["reduction"] for entry in model.feature_info]
