@@ -1,4 +1,4 @@
-"""Measure layers, networks and memory against the untouched network and the installed peers.
+"""Measure layers, networks, memory and the surgery itself against their baselines and peers.
 
 `python tools/benchmark.py --suite layers --write docs/performance.md`
 """
@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from _bench_layers import composer_layers, layer_cases
 from _bench_networks import memory_rows, network_cases
+from _bench_surgery import summary, surgery_rows
 from _bench_timing import Case, Row, markdown, progress, time_case
 
-SUITES = ("layers", "networks", "memory")
-ROUNDS = {"layers": 25, "networks": 9}
+SUITES = ("layers", "networks", "memory", "surgery")
+ROUNDS = {"layers": 25, "networks": 9, "surgery": 5}
 BUDGET = {"layers": 3.0, "networks": 25.0}  # seconds a case
 PEERS = ("antialiased-cnns", "timm", "kornia", "mosaicml")
 
@@ -34,9 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for suite in suites:
         if suite == "memory":
             rows[suite] = memory_rows(options.batch, options.quick)
+        elif suite == "surgery":
+            rounds = options.rounds or ROUNDS[suite]
+            rows[suite] = surgery_rows(rounds, options.quick, options.only)
         else:
             rows[suite] = timed_rows(suite, options)
     text = {suite: f"{header(options)}\n\n{markdown(rows[suite])}" for suite in suites}
+    if "surgery" in text:
+        text["surgery"] += f"\n\n{summary(rows['surgery'])}"
     print("\n\n".join(text.values()))
     if options.json:
         flat = [row.to_dict() for suite in suites for row in rows[suite]]
