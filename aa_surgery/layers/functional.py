@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from aa_surgery.errors import InputError
 from aa_surgery.filters import Taps
+from aa_surgery.layers.average import dense_avg_pool
 from aa_surgery.layers.fast_blur import (
     Axis,
     blur_slices,
@@ -24,7 +26,8 @@ from aa_surgery.layers.fast_blur import (
 from aa_surgery.layers.fast_max import max_slices, max_slices_with_gradient
 from aa_surgery.layers.memory import memory_format_of
 from aa_surgery.layers.padding import PADDING_MODES, PaddingMode, pad_axes, pad_to
-from aa_surgery.layers.windows import reach_of_pool
+from aa_surgery.layers.plain import plain_blur
+from aa_surgery.layers.windows import Ints, pairs, reach_of_pool, reaches_beyond
 
 __all__ = [
     "PADDING_MODES",
@@ -37,13 +40,17 @@ __all__ = [
     "pad_to",
 ]
 
+if TYPE_CHECKING:
+    Filters = Sequence[Taps]
+else:
+    Filters = Any  # TorchScript reads the filters from the kernel
+
 # Below this many samples the fixed cost of many small ops outweighs the memory traffic they save.
 _PAYS_FROM = 1 << 20
 # Samples of one image from which a batch is pooled image by image.
 _LARGE_IMAGE = 1 << 19
 
 _canonical: ContextVar[bool] = ContextVar("aa_surgery_canonical", default=False)
-_AVG = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 @contextmanager
@@ -63,11 +70,11 @@ def canonical_form() -> Iterator[None]:
 def blur(
     x: Tensor,
     kernel: Tensor,
-    taps: Sequence[Taps],
-    stride: Sequence[int],
+    taps: Filters,
+    stride: Ints,
     padding_mode: str = "reflect",
-    before: Sequence[int] | None = None,
-    size: Sequence[int] | None = None,
+    before: Ints | None = None,
+    size: Ints | None = None,
 ) -> Tensor:
     r"""Low-pass `x` and keep every `stride`-th sample of each axis.
 
@@ -87,6 +94,21 @@ def blur(
     Returns:
         `(N, C, *size)`, dtype and memory format of `x`.
     """
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return plain_blur(x, kernel, stride, padding_mode, before, size)
+    return _blur(x, kernel, taps, stride, padding_mode, before, size)
+
+
+def _blur(
+    x: Tensor,
+    kernel: Tensor,
+    taps: Sequence[Taps],
+    stride: Sequence[int],
+    padding_mode: str,
+    before: Sequence[int] | None,
+    size: Sequence[int] | None,
+) -> Tensor:
+    """Blur in the fastest form for `x`."""
     if x.ndim != len(taps) + 2:
         raise InputError(
             f"blur over {len(taps)} spatial axes needs {len(taps) + 2} axes in all, got shape "
@@ -155,10 +177,10 @@ def _subsample(x: Tensor, axes: Sequence[Axis]) -> Tensor:
 
 def dense_max_pool(
     x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
     ceil_mode: bool = False,
 ) -> Tensor:
     """Max-pool `x` at stride 1, over the positions that sampling by `stride` reaches.
@@ -178,15 +200,18 @@ def dense_max_pool(
         `(N, C, *dense)`.
     """
     after = reach_of_pool(x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
-    if any(a > p for a, p in zip(after, padding, strict=True)):
-        pads = [p for b, a in zip(padding, after, strict=True) for p in (b, a)]
-        x = pad_axes(x, pads, "constant", -torch.inf)
+    if reaches_beyond(after, padding):
+        x = pad_axes(x, pairs(padding, after), "constant", -torch.inf)
         padding = [0] * len(kernel_size)
-    if _in_eager_cpu_float(x) and _max_slices_pay(x, kernel_size, padding, dilation):
-        form = max_slices_with_gradient if _needs_gradient(x) else max_slices
-        return form(x, kernel_size[0], padding[0] == 1)
-    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel_size) - 1]
-    return pool(x, tuple(kernel_size), 1, tuple(padding), tuple(dilation))
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if _in_eager_cpu_float(x) and _max_slices_pay(x, kernel_size, padding, dilation):
+            form = max_slices_with_gradient if _needs_gradient(x) else max_slices
+            return form(x, kernel_size[0], padding[0] == 1)
+    if len(kernel_size) == 1:
+        return F.max_pool1d(x, kernel_size, 1, padding, dilation)
+    if len(kernel_size) == 3:
+        return F.max_pool3d(x, kernel_size, 1, padding, dilation)
+    return F.max_pool2d(x, kernel_size, 1, padding, dilation)
 
 
 def by_image(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -225,54 +250,6 @@ def _max_slices_pay(
 
 def _needs_gradient(x: Tensor) -> bool:
     return torch.is_grad_enabled() and x.requires_grad
-
-
-def dense_avg_pool(
-    x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
-    """Average-pool `x` at stride 1, over the positions that sampling by `stride` reaches.
-
-    As `dense_max_pool`, for `F.avg_pool*d`: every `stride`-th sample is the original's.
-
-    Returns:
-        `(N, C, *dense)`.
-    """
-    pool = _AVG[len(kernel_size)]
-    ones = [1] * len(kernel_size)
-    after = reach_of_pool(x.shape[2:], kernel_size, stride, padding, ones, ceil_mode)
-    extra = [a - p for a, p in zip(after, padding, strict=True)]
-    kernel, pads = tuple(kernel_size), tuple(padding)
-    if divisor_override is None and not any(e > 0 for e in extra):
-        return pool(x, kernel, 1, pads, False, count_include_pad)
-    sums = _window_sums(x, kernel, padding, after)
-    if divisor_override is not None:
-        return sums / divisor_override
-    for axis, (n, k, p) in enumerate(zip(x.shape[2:], kernel, pads, strict=True)):
-        start = torch.arange(sums.shape[2 + axis], device=x.device) - p
-        end = (start + k).clamp(max=n + p)
-        if not count_include_pad:
-            start, end = start.clamp(min=0), end.clamp(max=n)
-        shape = [1] * sums.ndim
-        shape[2 + axis] = -1
-        sums = sums / (end - start).to(x.dtype).view(shape)
-    return sums
-
-
-def _window_sums(
-    x: Tensor, kernel: tuple[int, ...], padding: Sequence[int], after: Sequence[int]
-) -> Tensor:
-    pads = [p for b, a in zip(padding, after, strict=True) for p in (b, a)]
-    x = pad_axes(x, pads, "constant")
-    count = 1
-    for k in kernel:
-        count *= k
-    return _AVG[len(kernel)](x, kernel, 1) * count
 
 
 # A symbolic trace (torch.fx) records one call to each of these, not the arithmetic on sizes inside.

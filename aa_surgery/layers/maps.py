@@ -11,7 +11,7 @@ from torch import Tensor
 from aa_surgery.filters import Filter
 from aa_surgery.layers import functional as AF
 from aa_surgery.layers.pools import BlurPool
-from aa_surgery.layers.windows import pooled_size
+from aa_surgery.layers.windows import Ints, pooled_sizes
 
 __all__ = ["AverageBlurPool", "BlurMaps", "dense_space_to_depth"]
 
@@ -28,9 +28,9 @@ class BlurMaps(BlurPool):
     def forward(self, x: Tensor) -> Tensor:
         """Return the filtered and subsampled maps, laid out as `x`."""
         inner = len(self.stride) + 1
-        lead = x.shape[:-inner]
-        y = super().forward(x.reshape(-1, *x.shape[-inner:]))
-        return y.reshape(*lead, *y.shape[1:])
+        # sizes are sliced and joined, not listed, so that fx can trace it
+        y = self._blurred(x.unsqueeze(0).flatten(0, -inner - 1))
+        return y.reshape(x.shape[:-inner] + y.shape[1:])
 
 
 class AverageBlurPool(BlurPool):
@@ -71,20 +71,17 @@ class AverageBlurPool(BlurPool):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the filtered and subsampled map, of the average pool's shape."""
-        size = [
-            pooled_size(n, k, s, p, self.ceil_mode)
-            for n, k, s, p in zip(
-                x.shape[2:], self.kernel_size, self.stride, self.padding, strict=True
-            )
-        ]
+        size = pooled_sizes(
+            x.shape[2:], self.kernel_size, self.stride, self.padding, self.ceil_mode
+        )
         return AF.blur(x, self.kernel, self.taps, self.stride, self.padding_mode, self.before, size)
 
 
 def dense_space_to_depth(
     x: Tensor,
-    dims: Sequence[int],
-    factors: Sequence[int],
-    order: Sequence[int],
+    dims: Ints,
+    factors: Ints,
+    order: Ints,
     joined: tuple[int, int],
 ) -> Tensor:
     """Merge the patch at every position of a map into its channels, not at one in `factors`.
@@ -102,6 +99,6 @@ def dense_space_to_depth(
     >>> dense_space_to_depth(x, (1, 2), (2, 2), order, (3, 5)).shape
     torch.Size([1, 3, 5, 12])
     """
-    for dim, factor in zip(dims, factors, strict=True):
-        x = x.unfold(dim, factor, 1)
-    return x.permute(tuple(order)).flatten(*joined)
+    for i, dim in enumerate(dims):
+        x = x.unfold(dim, factors[i], 1)
+    return x.permute(order).flatten(joined[0], joined[1])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from aa_surgery.layers.windows import Ints
 
 __all__ = ["PADDING_MODES", "PaddingMode", "pad_axes", "pad_to", "source_index"]
 
@@ -14,27 +15,35 @@ PaddingMode = Literal["reflect", "replicate", "zeros", "circular"]
 PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
 
 
-def pad_to(x: Tensor, before: Sequence[int], after: Sequence[int], mode: str) -> Tensor:
+def pad_to(x: Tensor, before: Ints, after: Ints, mode: str) -> Tensor:
     """Pad (or, where negative, crop) each spatial axis of `x` by `before` and `after`.
 
     A border longer than the map can give (`reflect`: its size less one; `circular`: its size) is
     completed by repeating the outermost sample, so that no map is too small.
     """
-    wanted = [p for pair in zip(before, after, strict=True) for p in pair]
-    sizes = [n for n in x.shape[2:] for _ in range(2)]
-    given = [_given(max(p, 0), n, mode) for p, n in zip(wanted, sizes, strict=True)]
-    rest = [max(p, 0) - g for p, g in zip(wanted, given, strict=True)]
+    given: list[int] = []
+    rest: list[int] = []
+    crop: list[int] = []
+    for i, n in enumerate(x.shape[2:]):
+        for wanted in [before[i], after[i]]:
+            border = max(wanted, 0)
+            made = _given(border, n, mode)
+            given.append(made)
+            rest.append(border - made)
+            crop.append(min(wanted, 0))
     x = pad_axes(x, given, "constant" if mode == "zeros" else mode)
     x = pad_axes(x, rest, "replicate")
     # last, because the border of one side may repeat what is cropped on the other
-    return pad_axes(x, [min(p, 0) for p in wanted], "constant")
+    return pad_axes(x, crop, "constant")
 
 
-def pad_axes(x: Tensor, pads: Sequence[int], mode: str, value: float | None = None) -> Tensor:
+def pad_axes(x: Tensor, pads: Ints, mode: str, value: float | None = None) -> Tensor:
     """Call `F.pad` with pads in the order of the axes, `(before, after)` each."""
     if not any(pads):
         return x
-    reversed_pads = [p for i in range(len(pads) - 2, -1, -2) for p in pads[i : i + 2]]
+    reversed_pads: list[int] = []
+    for i in range(len(pads) - 2, -1, -2):
+        reversed_pads += [pads[i], pads[i + 1]]
     return F.pad(x, reversed_pads, mode=mode, value=value)
 
 

@@ -1,6 +1,5 @@
 """Layers: BlurPool, and dense max-pooling followed by it, for 1-D, 2-D and 3-D maps."""
-
-from __future__ import annotations
+# Without the future import of annotations: TorchScript reads those of a class as objects.
 
 from collections.abc import Sequence
 
@@ -80,10 +79,14 @@ class BlurPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the filtered and subsampled map, laid out as `x`."""
+        return self._blurred(x)
+
+    def _blurred(self, x: Tensor) -> Tensor:
         if self.channels_last:
-            return AF.blur(
-                x.movedim(-1, 1), self.kernel, self.taps, self.stride, self.padding_mode
-            ).movedim(1, -1)
+            return self._blurred_channels_first(x.movedim(-1, 1)).movedim(1, -1)
+        return self._blurred_channels_first(x)
+
+    def _blurred_channels_first(self, x: Tensor) -> Tensor:
         return AF.blur(x, self.kernel, self.taps, self.stride, self.padding_mode)
 
     def extra_repr(self) -> str:
@@ -172,6 +175,8 @@ class MaxBlurPool1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the pooled map, of the shape that the max-pool alone would give."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self._pool(x)
         return AF.by_image(self._pool, x)
 
     def _pool(self, x: Tensor) -> Tensor:

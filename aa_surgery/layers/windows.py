@@ -1,12 +1,21 @@
-"""Where the windows of a pool stand along an axis."""
+"""Where the windows of a pool stand along an axis.
+
+This file, `padding.py`, `plain.py`, `average.py` and `dense_max_pool` keep to the part of Python
+that `torch.jit.script` reads, so that one writing serves both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from aa_surgery.errors import InputError
 
-__all__ = ["pooled_size", "reach_of_pool"]
+__all__ = ["Ints", "pairs", "pooled_size", "pooled_sizes", "reach_of_pool", "reaches_beyond"]
+
+if TYPE_CHECKING:
+    Ints = list[int] | tuple[int, ...]
+else:
+    Ints = list[int]  # TorchScript turns tuples of numbers into lists at the call
 
 
 def pooled_size(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> int:
@@ -18,12 +27,22 @@ def pooled_size(size: int, kernel: int, stride: int, padding: int, ceil_mode: bo
     return windows
 
 
+def pooled_sizes(
+    spatial: Ints, kernel_size: Ints, stride: Ints, padding: Ints, ceil_mode: bool
+) -> list[int]:
+    """Return `pooled_size` of each axis."""
+    sizes: list[int] = []
+    for i, n in enumerate(spatial):
+        sizes.append(pooled_size(n, kernel_size[i], stride[i], padding[i], ceil_mode))
+    return sizes
+
+
 def reach_of_pool(
-    spatial: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    spatial: Ints,
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
     ceil_mode: bool,
 ) -> list[int]:
     """Return the right border, one an axis, that the last window of the strided pool needs.
@@ -36,9 +55,10 @@ def reach_of_pool(
             f"pool over {len(kernel_size)} spatial axes needs {len(kernel_size) + 2} axes in all, "
             f"got {len(spatial) + 2}. Add the batch axis: x.unsqueeze(0)."
         )
-    after = []
-    for n, k, s, p, d in zip(spatial, kernel_size, stride, padding, dilation, strict=True):
-        span = d * (k - 1) + 1
+    after: list[int] = []
+    for i, n in enumerate(spatial):
+        s, p = stride[i], padding[i]
+        span = dilation[i] * (kernel_size[i] - 1) + 1
         if n + 2 * p < span:
             raise InputError(
                 f"pool of {span} samples on a map of {n} with padding {p}: the map is too small. "
@@ -47,3 +67,19 @@ def reach_of_pool(
         last = (pooled_size(n, span, s, p, ceil_mode) - 1) * s
         after.append(max(p, last + span - p - n))
     return after
+
+
+def reaches_beyond(after: Ints, padding: Ints) -> bool:
+    """Whether the last window needs a wider border than the padding."""
+    for i, a in enumerate(after):
+        if a > padding[i]:
+            return True
+    return False
+
+
+def pairs(before: Ints, after: Ints) -> list[int]:
+    """Return the pads in the order of the axes, `(before, after)` each."""
+    pads: list[int] = []
+    for i, b in enumerate(before):
+        pads += [b, after[i]]
+    return pads

@@ -18,6 +18,7 @@ from aa_surgery.surgery.classes import (
     Recipe,
     antialiased_class,
 )
+from aa_surgery.surgery.dress import Dress, dress, undress
 from aa_surgery.surgery.forward import rewritten_sources
 from aa_surgery.surgery.plan import Plan, plan_antialias
 
@@ -133,18 +134,10 @@ def remove_antialias(model: nn.Module) -> nn.Module:
     if not changed:
         _warn(f"{type(model).__name__} has no anti-aliasing to remove; nothing was changed.")
     for name in changed:
-        _restore(model.get_submodule(name))
+        undress(model.get_submodule(name))
     for part in model.modules():
         part.__dict__.pop(_PLAN, None)
     return model
-
-
-def _restore(module: nn.Module) -> None:
-    """Give one changed module its class back, and drop what the surgery added to it."""
-    module.__class__ = type(module)._aa_host  # type: ignore[attr-defined]
-    for child in [c for c in module._modules if c.startswith("aa_")]:
-        del module._modules[child]
-    module.__dict__.pop("aa_op", None)
 
 
 def _why(plan: Plan) -> str:
@@ -158,10 +151,8 @@ def _warn(message: str) -> None:
     warnings.warn(message, NoEffectWarning, stacklevel=3)
 
 
-def _prepare(
-    model: nn.Module, changes: Mapping[str, Change]
-) -> list[tuple[nn.Module, Change, type[nn.Module]]]:
-    """Build the class of each changed module; nothing of the model is touched yet."""
+def _prepare(model: nn.Module, changes: Mapping[str, Change]) -> list[tuple[nn.Module, Dress]]:
+    """Build what each changed module will wear; nothing of the model is touched yet."""
     prepared = []
     guards = _guards(model, changes)
     for path in {**changes, **guards}:
@@ -170,11 +161,15 @@ def _prepare(
         if taken:
             raise UnsupportedModelError(f"{path}: the name {taken[0]} is taken. Rename that child.")
         sources: tuple[str, ...] = ()
+        extras: dict[str, Any] = {"aa_op": change.numbers} if change.numbers else {}
         if change.graph_edits:
             sources = rewritten_sources(module, path, change.graph_edits)
+            if path in guards:
+                extras["aa_edits"] = tuple(change.graph_edits)
         recipe = Recipe(change.op, sources, change.wrapped, guards.get(path, ()))
         host: Any = type(module)
-        prepared.append((module, change, antialiased_class(host, recipe)))
+        worn = Dress(antialiased_class(host, recipe), dict(change.children), extras)
+        prepared.append((module, worn))
     return prepared
 
 
@@ -192,22 +187,14 @@ def _guards(model: nn.Module, changes: Mapping[str, Change]) -> dict[str, tuple[
     return guards
 
 
-def _commit(
-    model: nn.Module, prepared: list[tuple[nn.Module, Change, type[nn.Module]]], plan: Plan
-) -> None:
+def _commit(model: nn.Module, prepared: list[tuple[nn.Module, Dress]], plan: Plan) -> None:
     """Swap the classes; on a failure, undo what was swapped."""
     try:
-        for module, change, cls in prepared:
-            module.__class__ = cls
-            for name, child in change.children.items():
-                if child is not None:
-                    child.train(module.training)
-                module._modules[name] = child
-            if change.op_change is not None:
-                module.__dict__["aa_op"] = change.op_change
+        for module, worn in prepared:
+            dress(module, worn)
         model.__dict__[_PLAN] = plan
     except Exception:
-        for module, _, _ in prepared:
+        for module, _ in prepared:
             if isinstance(module, Antialiased):
-                _restore(module)
+                undress(module)
         raise

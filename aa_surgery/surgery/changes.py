@@ -12,11 +12,10 @@ from aa_surgery.layers.maps import AverageBlurPool, BlurMaps
 from aa_surgery.layers.pools import BlurPool
 from aa_surgery.rules import Edit
 from aa_surgery.sites import Anchor, Site
-from aa_surgery.surgery.classes import OpChange
 from aa_surgery.surgery.forward import GraphEdit
 from aa_surgery.surgery.plan import Plan
 
-__all__ = ["Change", "changes_of"]
+__all__ = ["Change", "changes_of", "conv_padding"]
 
 
 @dataclass
@@ -24,7 +23,7 @@ class Change:
     """All that happens to one module."""
 
     op: str = ""
-    op_change: OpChange | None = None
+    numbers: dict[str, tuple[int, ...]] = field(default_factory=dict)
     children: dict[str, nn.Module | None] = field(default_factory=dict)
     graph_edits: list[GraphEdit] = field(default_factory=list)
 
@@ -43,7 +42,7 @@ def changes_of(model: nn.Module, plan: Plan) -> dict[str, Change]:
         if edit.placement == "replace":
             _place_replacement(changes, edit, like)
         elif edit.op_stride is not None or edit.placement == "resample":
-            _place_op(changes, edit)
+            _place_op(changes, edit, model)
         if _blurs_itself(site):
             changes[site.name].children["aa_blur"] = _blur(edit, like)
         if edit.anchor is not None and not _blurs_itself(site):
@@ -56,14 +55,36 @@ def _blurs_itself(site: Site) -> bool:
     return site.op == "max_pool" and not site.node
 
 
-def _place_op(changes: dict[str, Change], edit: Edit) -> None:
+def _place_op(changes: dict[str, Change], edit: Edit, model: nn.Module) -> None:
     site = edit.site
     if site.node:
         changes[site.scope].graph_edits.append(GraphEdit(edit, "op", site.node, given=site.given))
         return
     change = changes[site.name]
     change.op = "resample" if edit.placement == "resample" else site.op
-    change.op_change = OpChange(edit.op_stride or (), edit.pool_kernel)
+    change.numbers = _numbers(edit, model.get_submodule(site.name))
+
+
+def _numbers(edit: Edit, module: Any) -> dict[str, tuple[int, ...]]:
+    """Return what the op runs with: sizes in samples, one an axis, by name."""
+    site = edit.site
+    if edit.placement == "resample":
+        return {}
+    if site.op == "conv":
+        return {"stride": edit.op_stride or (), "padding": conv_padding(module)}
+    numbers = {"kernel": site.kernel, "stride": site.stride, "padding": site.padding}
+    if site.op == "max_pool":
+        numbers["dilation"] = site.dilation
+    if edit.pool_kernel:
+        numbers["pool_kernel"] = edit.pool_kernel
+    return numbers
+
+
+def conv_padding(conv: Any) -> tuple[int, ...]:
+    """Return the padding that a strided convolution leaves to the op itself."""
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return (0,) * len(conv.stride)
+    return tuple(conv.padding)
 
 
 def _place_replacement(changes: dict[str, Change], edit: Edit, like: dict[str, Any]) -> None:

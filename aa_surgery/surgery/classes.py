@@ -7,28 +7,22 @@ recipe where the process does not have it yet.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partialmethod
+from inspect import Parameter
+from types import FunctionType
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.fx.graph_module import _forward_from_src
 
-from aa_surgery.errors import UnsupportedModelError
-from aa_surgery.layers import functional as AF
-from aa_surgery.layers.padding import pad_axes
-from aa_surgery.layers.windows import pooled_size
-from aa_surgery.sites.kinds import each_axis
-from aa_surgery.sites.modules import type_dimension
+from aa_surgery.surgery.ops import OPS
 
-__all__ = ["REBUILDING_METHODS", "Antialiased", "OpChange", "Recipe", "antialiased_class"]
+__all__ = ["REBUILDING_METHODS", "Antialiased", "Recipe", "antialiased_class", "typed_signature"]
 
 REBUILDING_METHODS = ("reparameterize", "switch_to_deploy", "fuse")
-
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @dataclass(frozen=True)
@@ -36,10 +30,10 @@ class Recipe:
     """What makes an antialiased class out of a host class.
 
     Attributes:
-        op: Which op runs another way: a key of `_OPS`, or empty.
+        op: Which op runs another way: a key of `OPS`, or empty.
         sources: Generated forwards: one, or one for eval and one for training.
         wrapped: Whether a blur stands before or behind the whole module.
-        guarded: Methods that rebuild the module from its weights, and would lose a blur in it.
+        guarded: Methods that rebuild the module from its weights, and must take its blurs along.
     """
 
     op: str = ""
@@ -47,13 +41,10 @@ class Recipe:
     wrapped: bool = False
     guarded: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True)
-class OpChange:
-    """How the op of an instance changes: the stride that it keeps, and another max window."""
-
-    stride: tuple[int, ...] = ()
-    pool_kernel: tuple[int, ...] = ()
+    @property
+    def changes(self) -> bool:
+        """Whether the forward differs from the host's."""
+        return bool(self.op or self.sources or self.wrapped)
 
 
 class Antialiased:
@@ -88,142 +79,129 @@ def _rebuild(host: Any, recipe: Recipe, *args: Any) -> nn.Module:
 @cache
 def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
     """Return the subclass of `host` that does what `recipe` says."""
-    namespace: dict[str, Any] = {
+    methods: dict[str, Any] = {}
+    if recipe.op:
+        methods.update({name: _named(method, name) for name, method in OPS[recipe.op].items()})
+    elif len(recipe.sources) == 1:
+        methods["forward"] = _compiled(recipe.sources[0])
+    elif recipe.sources:
+        evaluating, training = (_compiled(source) for source in recipe.sources)
+        methods["_aa_eval_forward"] = _named(evaluating, "_aa_eval_forward")
+        methods["_aa_training_forward"] = _named(training, "_aa_training_forward")
+        methods["forward"] = _calling(evaluating, _BY_MODE)
+    if recipe.wrapped:
+        inner = methods.get("forward", host.forward)
+        methods["_aa_inner_forward"] = _named(inner, "_aa_inner_forward")
+        methods["forward"] = _calling(inner, _WRAPPED)
+    methods.update({method: partialmethod(_rebuild_blurred, method) for method in recipe.guarded})
+    about = {
         "__module__": host.__module__,
         "__doc__": host.__doc__,
+        # TorchScript reads the annotations of attributes, and the mixin's would hide the host's
+        "__annotations__": dict(getattr(host, "__annotations__", {})),
         "_aa_host": host,
         "_aa_recipe": recipe,
     }
-    inner: Callable[..., Any] = host.forward
-    if recipe.op:
-        inner = _OPS[recipe.op]
-    elif len(recipe.sources) == 1:
-        inner = _compiled(recipe.sources[0])
-    elif recipe.sources:
-        namespace["_aa_eval_forward"] = _compiled(recipe.sources[0])
-        namespace["_aa_training_forward"] = _compiled(recipe.sources[1])
-        inner = _forward_by_mode
-    if recipe.wrapped:
-        namespace["_aa_inner_forward"] = inner
-        inner = _wrapped_forward
-    if inner is not host.forward:
-        namespace["forward"] = inner
-    namespace.update({method: partialmethod(_refuse, method) for method in recipe.guarded})
-    return type(f"Antialiased{host.__name__}", (Antialiased, host), namespace)
+    return type(f"Antialiased{host.__name__}", (Antialiased, host), {**about, **methods})
 
 
 def _compiled(source: str) -> Callable[..., Any]:
     return _forward_from_src(source, {})
 
 
-def _forward_by_mode(self: Any, *args: Any, **kwargs: Any) -> Any:
-    if self.training:
-        return self._aa_training_forward(*args, **kwargs)
-    return self._aa_eval_forward(*args, **kwargs)
+def _named(function: Any, name: str) -> Any:
+    """Return a copy of `function` under the name at which TorchScript will look for it."""
+    if not isinstance(function, FunctionType):
+        return function
+    copy = FunctionType(
+        function.__code__, function.__globals__, name, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__annotations__ = dict(function.__annotations__)
+    copy.__dict__.update(function.__dict__)
+    return copy
 
 
-def _wrapped_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+_WRAPPED = """
+def forward{signature}:
     if self.aa_before is not None:
-        x = self.aa_before(x)
-    y = self._aa_inner_forward(x, *args, **kwargs)
-    return y if self.aa_after is None else self.aa_after(y)
+        {first} = self.aa_before({first})
+    aa_output = self._aa_inner_forward({arguments})
+    if self.aa_after is not None:
+        aa_output = self.aa_after(aa_output)
+    return aa_output
+"""
 
+_BY_MODE = """
+def forward{signature}:
+    if self.training:
+        return self._aa_training_forward({arguments})
+    return self._aa_eval_forward({arguments})
+"""
 
-def _conv(self: Any, input: Tensor) -> Tensor:
-    """Convolve at the changed stride; padding and its mode stay."""
-    padding = self.padding
-    if self.padding_mode != "zeros":
-        input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        padding = 0
-    change = self.aa_op
-    return _CONV[len(change.stride)](
-        input, self.weight, self.bias, change.stride, padding, self.dilation, self.groups
-    )
-
-
-def _max_blur_pool(self: Any, input: Tensor) -> Tensor:
-    """Take the maximum at stride 1, then blur and subsample."""
-    return AF.by_image(lambda x: self.aa_blur(_dense_max(self, x)), input)
-
-
-def _dense_max(self: Any, input: Tensor) -> Tensor:
-    ndim = type_dimension(self)
-    kernel, stride, padding, dilation = _window(self, ndim)
-    small = self.aa_op.pool_kernel
-    if small:
-        return small_max_pool(input, small, kernel, stride, padding, self.ceil_mode)
-    return AF.dense_max_pool(input, kernel, stride, padding, dilation, self.ceil_mode)
-
-
-def small_max_pool(
-    x: Tensor,
-    small: tuple[int, ...],
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    ceil_mode: bool,
-) -> Tensor:
-    """Max-pool at stride 1 with the window `small` and no padding.
-
-    Where that leaves fewer samples than the original pool gives, the map is extended by -inf.
-    """
-    pads: list[int] = []
-    for n, k, m, s, p in zip(x.shape[2:], small, kernel, stride, padding, strict=True):
-        out = pooled_size(n, m, s, p, ceil_mode)
-        pads += [0, max(0, (out - 1) * s + 1 - (n - k + 1))]
-    x = pad_axes(x, pads, "constant", -torch.inf)
-    ones, zeros = (1,) * len(small), (0,) * len(small)
-    return AF.dense_max_pool(x, small, ones, zeros, ones)
-
-
-def _avg_pool(self: Any, input: Tensor) -> Tensor:
-    """Take the average at stride 1."""
-    kernel, stride, padding, _ = _window(self, type_dimension(self))
-    return AF.dense_avg_pool(
-        input,
-        kernel,
-        stride,
-        padding,
-        self.ceil_mode,
-        self.count_include_pad,
-        getattr(self, "divisor_override", None),
-    )
-
-
-def _window(pool: Any, ndim: int) -> tuple[tuple[int, ...], ...]:
-    values = (pool.kernel_size, pool.stride, pool.padding, getattr(pool, "dilation", 1))
-    return tuple(each_axis(value, ndim) or () for value in values)
-
-
-def _replaced(self: Any, input: Tensor) -> Tensor:
-    """Blur in the place of the average."""
-    return self.aa_blur(input)
-
-
-def _resized(self: Any, input: Tensor) -> Tensor:
-    """Let torch low-pass before it resizes."""
-    return F.interpolate(
-        input,
-        self.size,
-        self.scale_factor,
-        self.mode,
-        self.align_corners,
-        self.recompute_scale_factor,
-        antialias=True,
-    )
-
-
-_OPS: dict[str, Callable[..., Tensor]] = {
-    "conv": _conv,
-    "max_pool": _max_blur_pool,
-    "avg_pool": _avg_pool,
-    "replace": _replaced,
-    "resample": _resized,
+_PASSED: dict[Any, str] = {
+    Parameter.VAR_POSITIONAL: "*{0}",
+    Parameter.KEYWORD_ONLY: "{0}={0}",
+    Parameter.VAR_KEYWORD: "**{0}",
 }
 
 
-def _refuse(self: Any, method: str, *args: Any, **kwargs: Any) -> None:
-    raise UnsupportedModelError(
-        f"{method}() of {self._aa_host.__name__} rebuilds it from its weights and would lose the "
-        f"blur inside. Call remove_antialias(model), then {method}, then apply_antialias again."
+class _Text(str):
+    """A name that stands for an object in generated source."""
+
+    __slots__ = ()
+
+    __repr__ = str.__str__
+
+
+def _calling(inner: Callable[..., Any], template: str) -> Any:
+    """Return a forward with the parameters of `inner`, spelled out as TorchScript needs them."""
+    signature = typed_signature(inner)
+    _, *parameters = signature.parameters.values()
+    if not parameters or parameters[0].kind is Parameter.VAR_POSITIONAL:
+        parameters.insert(0, Parameter("input", Parameter.POSITIONAL_ONLY))
+    objects: dict[str, Any] = {}
+
+    def text(kind: str, value: Any) -> Any:
+        if value is Parameter.empty:
+            return value
+        name = _Text(f"_{kind}_{len(objects)}")
+        objects[name] = value
+        return name
+
+    spelled = signature.replace(
+        parameters=[
+            Parameter("self", Parameter.POSITIONAL_ONLY),
+            *(
+                p.replace(annotation=text("type", p.annotation), default=text("default", p.default))
+                for p in parameters
+            ),
+        ],
+        return_annotation=text("type", signature.return_annotation),
     )
+    arguments = ", ".join(_PASSED.get(p.kind, "{0}").format(p.name) for p in parameters)
+    source = template.format(
+        signature=str(spelled).replace("self, /", "self"),
+        first=parameters[0].name,
+        arguments=arguments,
+    )
+    return _forward_from_src(source, objects)
+
+
+def typed_signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature with its annotations as objects; without those that have none here."""
+    try:
+        return inspect.signature(function, eval_str=True)
+    except (NameError, AttributeError, TypeError):
+        bare = inspect.signature(function)
+        return bare.replace(
+            parameters=[p.replace(annotation=Parameter.empty) for p in bare.parameters.values()],
+            return_annotation=Parameter.empty,
+        )
+
+
+def _rebuild_blurred(self: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+    # here, because it makes classes of its own
+    from aa_surgery.surgery.rebuild import rebuild
+
+    return rebuild(self, method, args, kwargs)

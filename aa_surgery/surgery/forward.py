@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.graph_module import _format_import_block
 from torch.package.importer import sys_importer
@@ -13,10 +15,12 @@ from torch.package.importer import sys_importer
 from aa_surgery.errors import NotTraceableError
 from aa_surgery.layers.functional import dense_avg_pool, dense_max_pool
 from aa_surgery.layers.maps import dense_space_to_depth
+from aa_surgery.layers.resize import resizable
 from aa_surgery.rules import Edit
 from aa_surgery.sites.kinds import AVG_POOLS, CONVS, INTERPOLATE, MAX_POOLS, arguments, is_getitem
 from aa_surgery.sites.merging import read_reshape_merge, slice_merge, sliced_steps
-from aa_surgery.sites.tracer import trace_scope
+from aa_surgery.sites.tracer import trace_scopes
+from aa_surgery.surgery.classes import typed_signature
 
 __all__ = ["GraphEdit", "rewritten_sources"]
 
@@ -52,8 +56,9 @@ def rewritten_sources(scope: nn.Module, path: str, edits: Sequence[GraphEdit]) -
     """
     given = {name for change in edits for name in change.given}
     try:
-        evaluating = trace_scope(scope, training=False, given=given)
-        training = trace_scope(scope, training=True, given=given)
+        evaluating, training = trace_scopes(
+            lambda trace: (trace(scope, False, given), trace(scope, True, given))
+        )
     except NotTraceableError as error:
         raise NotTraceableError(
             f"{path}: {error}. Exclude this module, or use placement='pre'."
@@ -87,9 +92,35 @@ def _source(graph: fx.Graph, path: str, edits: Sequence[GraphEdit], scope: nn.Mo
     # edits behind a node come first, so that the blur of a dense op stands behind the new node
     for change in sorted(edits, key=lambda c: c.action != "after"):
         _ACTIONS[change.action](graph, _node(graph, change.node, path), change)
+    _write_floats(graph)
+    _write_types(graph, scope)
     graph.lint()
     code = graph.python_code("self")
-    return _format_import_block(code.globals, sys_importer) + "\n" + code.src
+    ours = [n for n, f in code.globals.items() if _module_of(f).startswith("aa_surgery.")]
+    imports = _format_import_block(code.globals, sys_importer)
+    # a later symbolic trace of the whole model shall record our functions, not enter them
+    wraps = "".join(f"\ntorch.fx.wrap({name!r})" for name in sorted(ours))
+    return f"{imports}\nimport torch.fx{wraps}\n{code.src}"
+
+
+def _module_of(value: Any) -> str:
+    return getattr(value, "__module__", None) or ""
+
+
+def _write_floats(graph: fx.Graph) -> None:
+    """Spell the value that is padded as a float, which TorchScript asks for."""
+    for node in graph.nodes:
+        if node.target is F.pad and isinstance(node.kwargs.get("value"), int):
+            node.update_kwarg("value", float(node.kwargs["value"]))
+
+
+def _write_types(graph: fx.Graph, scope: nn.Module) -> None:
+    """Let annotations that are text in the host's file be the types that they name there."""
+    types = {p.name: p.annotation for p in typed_signature(type(scope).forward).parameters.values()}
+    for node in graph.nodes:
+        if isinstance(node.type, str):
+            known = types.get(node.name, inspect.Parameter.empty)
+            node.type = None if known is inspect.Parameter.empty else known
 
 
 def _held(scope: nn.Module, target: str) -> bool:
@@ -113,7 +144,7 @@ def _run_dense(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
         _set_argument(node, names, "stride", edit.op_stride)
         return
     if edit.site.op == "interpolate":
-        node.kwargs = {**node.kwargs, "antialias": True}
+        _resize_smoothly(graph, node)
         return
     site = edit.site
     common = (args["input"], site.kernel, site.stride, site.padding)
@@ -129,6 +160,18 @@ def _run_dense(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
             args.get("divisor_override"),
         )
     node.kwargs = {}
+
+
+def _resize_smoothly(graph: fx.Graph, node: fx.Node) -> None:
+    """Let the interpolation low-pass, in a dtype for which it can, and cast its output back."""
+    source = _input(node)
+    with graph.inserting_before(node):
+        read = graph.call_function(resizable, (source,))
+    node.replace_input_with(source, read)
+    node.kwargs = {**node.kwargs, "antialias": True}
+    with graph.inserting_after(node):
+        cast = graph.call_method("type_as", (node, source))
+    node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
 
 
 def _merge_densely(graph: fx.Graph, node: fx.Node) -> None:

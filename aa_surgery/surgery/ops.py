@@ -1,0 +1,126 @@
+"""Forwards of single ops that run another way: dense, replaced, or with torch's own antialias.
+
+They become methods of the antialiased classes, and keep to what `torch.jit.script` reads. What an
+op runs with stands in `self.aa_op`, numbers by name; the host's own attributes keep their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aa_surgery.layers import functional as AF
+from aa_surgery.layers import resize
+from aa_surgery.layers.padding import pad_axes
+from aa_surgery.layers.windows import Ints, pooled_sizes
+
+__all__ = ["OPS"]
+
+
+def _conv(self: Any, input: Tensor) -> Tensor:
+    """Convolve at the changed stride; padding and its mode stay."""
+    if self.padding_mode != "zeros":
+        input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+    return _convolve(
+        input,
+        self.weight,
+        self.bias,
+        self.aa_op["stride"],
+        self.aa_op["padding"],
+        self.dilation,
+        self.groups,
+    )
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+) -> Tensor:
+    if len(stride) == 1:
+        return F.conv1d(x, weight, bias, stride, padding, dilation, groups)
+    if len(stride) == 3:
+        return F.conv3d(x, weight, bias, stride, padding, dilation, groups)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _max_blur_pool(self: Any, input: Tensor) -> Tensor:
+    """Take the maximum at stride 1, then blur and subsample."""
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return self._aa_pool(input)
+    return AF.by_image(self._aa_pool, input)
+
+
+def _blurred_max(self: Any, input: Tensor) -> Tensor:
+    kernel, stride, padding = self.aa_op["kernel"], self.aa_op["stride"], self.aa_op["padding"]
+    if "pool_kernel" in self.aa_op:
+        small = self.aa_op["pool_kernel"]
+        return self.aa_blur(small_max_pool(input, small, kernel, stride, padding, self.ceil_mode))
+    dilation = self.aa_op["dilation"]
+    return self.aa_blur(AF.dense_max_pool(input, kernel, stride, padding, dilation, self.ceil_mode))
+
+
+def small_max_pool(
+    x: Tensor, small: Ints, kernel: Ints, stride: Ints, padding: Ints, ceil_mode: bool
+) -> Tensor:
+    """Max-pool at stride 1 with the window `small` and no padding.
+
+    Where that leaves fewer samples than the original pool gives, the map is extended by -inf.
+    """
+    sizes = pooled_sizes(x.shape[2:], kernel, stride, padding, ceil_mode)
+    pads: list[int] = []
+    for i, n in enumerate(x.shape[2:]):
+        pads += [0, max(0, (sizes[i] - 1) * stride[i] + 1 - (n - small[i] + 1))]
+    x = pad_axes(x, pads, "constant", -torch.inf)
+    ones = [1] * len(small)
+    return AF.dense_max_pool(x, small, ones, [0] * len(small), ones)
+
+
+def _avg_pool(self: Any, input: Tensor) -> Tensor:
+    """Take the average at stride 1."""
+    return AF.dense_avg_pool(
+        input,
+        self.aa_op["kernel"],
+        self.aa_op["stride"],
+        self.aa_op["padding"],
+        self.ceil_mode,
+        self.count_include_pad,
+        getattr(self, "divisor_override", None),
+    )
+
+
+def _replaced(self: Any, input: Tensor) -> Tensor:
+    """Blur in the place of the average."""
+    return self.aa_blur(input)
+
+
+def _resized(self: Any, input: Tensor) -> Tensor:
+    """Let torch low-pass before it resizes."""
+    resized = F.interpolate(
+        resize.resizable(input),
+        self.size,
+        self.scale_factor,
+        self.mode,
+        self.align_corners,
+        self.recompute_scale_factor,
+        antialias=True,
+    )
+    return resized.type_as(input)
+
+
+# the methods that each op adds to the class of its module
+OPS: dict[str, dict[str, Callable[..., Any]]] = {
+    "conv": {"forward": _conv},
+    "max_pool": {"forward": _max_blur_pool, "_aa_pool": _blurred_max},
+    "avg_pool": {"forward": _avg_pool},
+    "replace": {"forward": _replaced},
+    "resample": {"forward": _resized},
+}
