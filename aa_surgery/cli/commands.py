@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from aa_surgery.audit import audit
 from aa_surgery.cli import files
+from aa_surgery.cli.output import Output
 from aa_surgery.cli.parser import SURGERY_OPTIONS
 from aa_surgery.demo import run_demo
 from aa_surgery.errors import InputError
@@ -27,22 +27,9 @@ from aa_surgery.models import load_model
 from aa_surgery.reports import progress_bar
 from aa_surgery.surgery import Plan, apply_antialias, plan_antialias
 
-__all__ = ["Output", "apply", "consistency", "demo", "inspect"]
+__all__ = ["apply", "consistency", "demo", "inspect"]
 
 _DEFAULT_INPUT = (3, 224, 224)
-
-
-@dataclass(frozen=True)
-class Output:
-    """Hold what a command found.
-
-    Attributes:
-        found: For a program, plain values.
-        text: For a person; empty where it was printed as the work went on.
-    """
-
-    found: dict[str, Any]
-    text: str
 
 
 def inspect(args: argparse.Namespace) -> Output:

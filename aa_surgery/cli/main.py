@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TextIO
 
 from aa_surgery.cli import commands
+from aa_surgery.cli.output import Output
 from aa_surgery.cli.parser import build_parser
+from aa_surgery.cli.sweep import sweep
 from aa_surgery.errors import SurgeryError
 
 __all__ = ["main"]
@@ -21,16 +23,19 @@ __all__ = ["main"]
 BAD_INPUT = 2
 INTERRUPTED = 130
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], commands.Output]] = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace], Output]] = {
     "inspect": commands.inspect,
     "apply": commands.apply,
     "demo": commands.demo,
     "consistency": commands.consistency,
+    "sweep": sweep,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, and return its exit code: 0, 2 for bad input, 130 when interrupted.
+    """Run the command line, and return its exit code.
+
+    0; 1 where a sweep found a problem; 2 for bad input; 130 when interrupted.
 
     Args:
         argv: Arguments without the program's name; those of the process by default.
@@ -42,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            _run(args)
+            return _run(args)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,15 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     """Run the command; on request stdout holds its JSON alone, whatever a model prints."""
     command = _COMMANDS[args.command]
     if args.json:
         with contextlib.redirect_stdout(sys.stderr):
-            found = command(args).found
-        print(json.dumps(found, indent=2))
-    elif text := command(args).text:
-        print(text)
+            output = command(args)
+        print(json.dumps(output.found, indent=2))
+    else:
+        output = command(args)
+        if output.text:
+            print(output.text)
+    return output.code
 
 
 def _say(kind: str, text: str) -> None:

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from aa_surgery.cli.sweep import add_sweep
 from aa_surgery.filters import list_filters
 from aa_surgery.layers import PADDING_MODES
 
@@ -48,7 +49,7 @@ class _Version(argparse.Action):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of `aa-surgery` and its four commands.
+    """Return the parser of `aa-surgery` and its commands.
 
     >>> build_parser().parse_args(["inspect", "resnet18", "--filter", "tri-4"]).filter
     'tri-4'
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_apply(commands)
     _add_demo(commands)
     _add_consistency(commands)
+    _add_json(add_sweep(commands))
     return parser
 
 
