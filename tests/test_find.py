@@ -6,9 +6,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import GroupNormAct
 from torch import Tensor, nn
 
-from aa_surgery import Plan, apply_antialias, audit, plan_antialias
+from aa_surgery import Plan, apply_antialias, audit, plan_antialias, remove_antialias
+from aa_surgery.errors import NotTraceableError
 from aa_surgery.sites import find_sites
 from aa_surgery.sites.flow import Flow
 
@@ -141,3 +143,57 @@ def test_features_that_a_model_taps_keep_the_rate_it_declares(name: str) -> None
     )
     rates = [96 // feature.shape[-1] for feature in features]
     assert rates == [entry["reduction"] for entry in model.feature_info]
+
+
+class Scaled(nn.Module):
+    """Decides on a plain argument, as drop rates are decided on."""
+
+    def forward(self, x: Tensor, rate: float | None = None) -> Tensor:
+        if rate:
+            x = x * (1 - rate)
+        return x[:, :, ::2, ::2]
+
+
+class PassesARate(nn.Module):
+    def __init__(self, *rates: float) -> None:
+        super().__init__()
+        self.rates = rates
+        self.scaled = Scaled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for rate in self.rates:
+            x = self.scaled(x, rate=rate)
+        return x
+
+
+def test_constant_that_callers_pass_is_the_one_traced() -> None:
+    x = torch.rand(1, 2, 9, 9)
+    net = PassesARate(0.25)
+    want = net(x)
+    plan = plan_antialias(net, filter="identity")
+    assert Plan.from_dict(plan.to_dict()) == plan
+    assert torch.equal(apply_antialias(net, plan=plan)(x), want)
+    net.rates = (0.5,)
+    with pytest.raises(NotTraceableError, match=r"rate=0\.5"):
+        net(x)
+
+
+def test_constants_that_differ_leave_the_decision_unread() -> None:
+    plan = plan_antialias(PassesARate(0.25, 0.5))
+    assert [u.kind for u in plan.unread] == ["Scaled"]
+
+
+@pytest.mark.parametrize("placement", ["auto", "post", "pre"])
+@pytest.mark.parametrize(
+    "norm",
+    [nn.GroupNorm(2, 8), nn.InstanceNorm2d(8), nn.BatchNorm2d(8), GroupNormAct(8, 2)],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_identity_holds_behind_norms_over_the_map(norm: nn.Module, placement: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), norm, nn.ReLU(), nn.Conv2d(8, 4, 3, 2, 1))
+    net = net.double().eval()
+    x = torch.rand(2, 3, 33, 32, dtype=torch.float64)
+    want = net(x)
+    got = apply_antialias(net, filter="identity", placement=placement)(x)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    remove_antialias(net)

@@ -14,13 +14,14 @@ from torch import fx, nn
 from aa_surgery.errors import NotTraceableError
 from aa_surgery.sites.kinds import (
     is_container,
+    is_norm,
     is_size_read,
     own_forward,
     role_of_function,
     role_of_module,
 )
-from aa_surgery.sites.site import Anchor
-from aa_surgery.sites.tracer import Trace, trace_scopes
+from aa_surgery.sites.site import Anchor, Given
+from aa_surgery.sites.tracer import PLAIN, Trace, trace_scopes
 
 __all__ = ["Flow", "Spot"]
 
@@ -76,15 +77,24 @@ class Flow:
         """Return the module that a call_module node calls."""
         return self.modules[spot.path].get_submodule(str(spot.node.target))
 
-    def given(self, module: nn.Module) -> tuple[str, ...]:
-        """Return the arguments that the callers of `module` fill with values of the graph."""
+    def given(self, module: nn.Module) -> Given:
+        """Return the arguments that the callers of `module` fill in spite of plain defaults."""
         spots = self._calls[id(module)]
-        names = _arguments_of(type(module).forward) if spots else ()
-        found = set()
+        defaults = _defaults_of(type(module).forward) if spots else {}
+        passed: dict[str, list[Any]] = defaultdict(list)
         for spot in spots:
-            arguments = {**dict(zip(names, spot.node.args, strict=False)), **spot.node.kwargs}
-            found |= {name for name, value in arguments.items() if isinstance(value, fx.Node)}
-        return tuple(name for name in names if name in found)
+            arguments = {**dict(zip(defaults, spot.node.args, strict=False)), **spot.node.kwargs}
+            for name, default in defaults.items():
+                if isinstance(default, PLAIN):
+                    passed[name].append(arguments.get(name, default))
+        found: list[tuple[Any, ...]] = []
+        for name, values in passed.items():
+            if all(isinstance(v, PLAIN) and _equal(v, values[0]) for v in values):
+                if not _equal(values[0], defaults[name]):
+                    found.append((name, values[0]))
+            else:
+                found.append((name,))
+        return tuple(found)
 
     def calls(self, module: nn.Module) -> list[Spot]:
         """Return the places that call `module`.
@@ -127,7 +137,7 @@ class Flow:
         path = self.name_of(there)
         if role or path not in self.graphs or user.args[:1] != (spot.node,):
             return [there]
-        if "Norm" in type(module).__name__:
+        if "Norm" in type(module).__name__ and is_norm(module):
             # norm and activation in one, the norm written out (timm's `RmsNormAct2d`)
             inside = self._activation_in(path)
             if inside is not None:
@@ -215,8 +225,14 @@ def _taps(modules: dict[str, nn.Module]) -> Iterator[str]:
 
 
 @lru_cache(maxsize=1024)
-def _arguments_of(forward: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(forward).parameters)[1:]
+def _defaults_of(forward: Callable[..., Any]) -> dict[str, Any]:
+    """Return the arguments behind `self`, with their defaults."""
+    _, *parameters = inspect.signature(forward).parameters.values()
+    return {p.name: p.default for p in parameters}
+
+
+def _equal(one: object, other: object) -> bool:
+    return type(one) is type(other) and one == other
 
 
 def _function_name(node: fx.Node) -> str:

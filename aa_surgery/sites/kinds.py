@@ -22,6 +22,7 @@ __all__ = [
     "arguments",
     "each_axis",
     "is_container",
+    "is_norm",
     "own_forward",
     "role_of_function",
     "role_of_module",
@@ -84,13 +85,11 @@ _ACTIVATION_FUNCTIONS = {
     if (function := getattr(namespace, name, None)) is not None
 }
 _ACTIVATION_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_"}
-_NORM_FUNCTIONS = {F.batch_norm, F.group_norm, F.instance_norm, F.layer_norm, F.local_response_norm}
-_NORM_TYPES = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.LocalResponseNorm,
-)
+_NORM_FUNCTIONS = {F.batch_norm, F.layer_norm, F.local_response_norm}
+_NORM_TYPES = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.LocalResponseNorm)
+# these take statistics over the map: of a dense map they are others than of its samples
+_SPATIAL_NORM_TYPES = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+_SPATIAL_NORM_NAMES = ("GroupNorm", "InstanceNorm", "EvoNorm", "ResponseNorm", "GlobalNorm")
 _TRANSPARENT_TYPES = (nn.Identity, nn.modules.dropout._DropoutNd)
 _TRANSPARENT_NAMES = {"DropPath", "DropBlock2d", "DropBlock", "StochasticDepth"}
 _TRANSPARENT_METHODS = {"contiguous", "to", "type_as", "float"}
@@ -115,9 +114,21 @@ def role_of_module(module: nn.Module) -> str:
     has_children = any(True for _ in module.children())
     if not has_children and "activation" in cls.__module__.rsplit(".", 1)[-1]:
         return "activation"
-    if not has_children and (isinstance(module, _NORM_TYPES) or "Norm" in cls.__name__):
+    if not has_children and is_norm(module):
         return "norm"
     return ""
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Tell whether the module, maybe with an activation in it, normalises each sample alone.
+
+    That holds of batch norm with stored statistics and of layer norm over channels; not of norms
+    that average over the map (group, instance, global response).
+    """
+    name = type(module).__name__
+    if isinstance(module, _SPATIAL_NORM_TYPES) or any(n in name for n in _SPATIAL_NORM_NAMES):
+        return isinstance(module, nn.LocalResponseNorm)
+    return isinstance(module, _NORM_TYPES) or "Norm" in name
 
 
 def role_of_function(node: fx.Node) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["Anchor", "Op", "Site", "Unread"]
+__all__ = ["Anchor", "Given", "Op", "Site", "Unread"]
 
 Op = Literal[
     "conv",
@@ -19,6 +19,11 @@ Op = Literal[
 ]
 
 
+Given = tuple[tuple[Any, ...], ...]
+"""Arguments that callers fill in spite of plain defaults: `(name,)` of one that is a value of the
+graph, `(name, constant)` of one that is always that."""
+
+
 @dataclass(frozen=True)
 class Anchor:
     """A place in the model where a blur can stand.
@@ -28,14 +33,13 @@ class Anchor:
             the graph of the module `path`; or `"input"`: between that node and its input.
         path: The module's qualified name.
         node: The fx node's name, for the last two.
-        given: For the last two, arguments of that module's forward that its callers fill in spite
-            of plain defaults.
+        given: For the last two, arguments of that module's forward that its callers fill.
     """
 
     kind: Literal["after", "before", "node", "input"]
     path: str
     node: str = ""
-    given: tuple[str, ...] = ()
+    given: Given = ()
 
     def __str__(self) -> str:
         return f"{self.path}:{self.node}" if self.node else f"{self.kind} {self.path}"
@@ -66,7 +70,7 @@ class Site:
         activation: Where a blur behind the activation would stand; None if there is none.
         ceil_mode: Whether a pool's last window may reach past the border.
         mode: Interpolation mode.
-        given: Arguments of the scope's forward that its callers fill in spite of plain defaults.
+        given: Arguments of the scope's forward that its callers fill.
         opaque: Why the op's own forward cannot be edited, so that a blur can only precede it.
         unseen: Why what follows is not known, where the forward that calls it cannot be traced.
         problem: Why the op cannot be treated; empty if it can.
@@ -92,7 +96,7 @@ class Site:
     activation: Anchor | None = None
     ceil_mode: bool = False
     mode: str = ""
-    given: tuple[str, ...] = ()
+    given: Given = ()
     opaque: str = ""
     unseen: str = ""
     problem: str = ""

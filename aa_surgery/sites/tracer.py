@@ -6,7 +6,7 @@ import dis
 import inspect
 import itertools
 import types
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any, Protocol, TypeVar
@@ -18,12 +18,13 @@ from torch.fx.proxy import TraceError
 
 from aa_surgery.errors import NotTraceableError
 from aa_surgery.sites.memo import Memo, Paths
+from aa_surgery.sites.site import Given
 
-__all__ = ["Trace", "require_default", "trace_scope", "trace_scopes"]
+__all__ = ["PLAIN", "Trace", "require_default", "trace_scope", "trace_scopes"]
 
 _MAX_LEAF_FUNCTIONS = 8
-_PLAIN = (bool, int, float, str, type(None))
-_PLAIN_TYPES = frozenset(_PLAIN)
+PLAIN = (bool, int, float, str, type(None))
+_PLAIN_TYPES = frozenset(PLAIN)
 
 Place = tuple[dict[str, Any], str]
 _T = TypeVar("_T")
@@ -33,7 +34,7 @@ class Trace(Protocol):
     """`trace(scope)`: the graph of one forward, within a session of `trace_scopes`."""
 
     def __call__(
-        self, scope: nn.Module, training: bool = False, given: Collection[str] = ()
+        self, scope: nn.Module, training: bool = False, given: Iterable[tuple[Any, ...]] = ()
     ) -> fx.Graph:
         """Return the graph."""
         ...
@@ -48,7 +49,8 @@ def trace_scopes(work: Callable[[Trace], _T]) -> _T:
 
     - scope: The module; left as it was, whatever its forward assigns. Its children are leaves.
     - training: Which branch to follow where the forward reads `self.training`.
-    - given: Arguments that callers fill with tensors although they have a plain default.
+    - given: Arguments that callers fill although they have a plain default: `(name,)` where with a
+      value of the graph, `(name, constant)` where always with that.
 
     A helper function which decides on a tensor's size (timm's `get_same_padding`) cannot be
     traced; it becomes a leaf of the graph, so that it goes on deciding when the graph runs.
@@ -62,15 +64,17 @@ def trace_scopes(work: Callable[[Trace], _T]) -> _T:
         return session.run(work)
 
 
-def trace_scope(scope: nn.Module, training: bool = False, given: Collection[str] = ()) -> fx.Graph:
+def trace_scope(
+    scope: nn.Module, training: bool = False, given: Iterable[tuple[Any, ...]] = ()
+) -> fx.Graph:
     """Return the graph of one scope's forward, as `trace_scopes` does of many."""
     return trace_scopes(lambda trace: trace(scope, training, given))
 
 
 def require_default(value: object, default: object, name: str) -> None:
-    """Refuse an argument that the traced forward has fixed to its default."""
+    """Refuse another value of an argument than the one that the forward was traced for."""
     if value is not default and value != default:
-        shown = value if isinstance(value, _PLAIN) else type(value).__name__
+        shown = value if isinstance(value, PLAIN) else type(value).__name__
         raise NotTraceableError(
             f"argument {name}={shown}: this forward was traced for {name}={default} and follows "
             "that branch alone. Call remove_antialias(model), or exclude this module."
@@ -91,17 +95,16 @@ class _Session(fx.Tracer):
         return root.result
 
     def trace_one(
-        self, scope: nn.Module, training: bool = False, given: Collection[str] = ()
+        self, scope: nn.Module, training: bool = False, given: Iterable[tuple[Any, ...]] = ()
     ) -> fx.Graph:
         """Return the graph of `scope.forward`, or that of a scope alike."""
-        variant = (training, tuple(given))
+        given = tuple(given)
+        variant = (training, given)
         return self.memo.recall(
             scope, variant, lambda paths: self._traced(scope, training, given, paths)
         )
 
-    def _traced(
-        self, scope: nn.Module, training: bool, given: Collection[str], paths: Paths
-    ) -> fx.Graph:
+    def _traced(self, scope: nn.Module, training: bool, given: Given, paths: Paths) -> fx.Graph:
         """Return the graph of `scope.forward`, with functions that decide on sizes as leaves."""
         leaves: list[Place] = []
         while True:
@@ -168,11 +171,11 @@ def _unpackings(code: types.CodeType) -> dict[int, int]:
 class _ScopeTracer(fx.Tracer):
     """Build the graph of one scope: enter no child, keep plain default arguments concrete."""
 
-    def __init__(self, scope: nn.Module, given: Collection[str], paths: Paths, memo: Memo) -> None:
+    def __init__(self, scope: nn.Module, given: Given, paths: Paths, memo: Memo) -> None:
         super().__init__(autowrap_modules=())
         self.memo = memo
         self.root = scope
-        self.given = given
+        self.given = {name: constant for name, *constant in given}
         self.graph = fx.Graph(tracer_cls=type(self))
         self.tensor_attrs = {}
         self.entered = False
@@ -233,12 +236,11 @@ class _ScopeTracer(fx.Tracer):
         proxy = super()._proxy_placeholder(name, concrete_args, sig, fn_for_analysis)
         if parameter is None or parameter.default is inspect.Parameter.empty:
             return proxy
-        if name in self.given:
+        constant = self.given.get(name, [parameter.default])
+        if not constant or not isinstance(constant[0], PLAIN):
             return proxy
-        if not isinstance(parameter.default, _PLAIN):
-            return proxy
-        self.create_proxy("call_function", require_default, (proxy, parameter.default, name), {})
-        return parameter.default
+        self.create_proxy("call_function", require_default, (proxy, constant[0], name), {})
+        return constant[0]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from aa_surgery.layers.functional import dense_avg_pool, dense_max_pool
 from aa_surgery.layers.maps import dense_space_to_depth
 from aa_surgery.layers.resize import resizable
 from aa_surgery.rules import Edit
+from aa_surgery.sites import Given
 from aa_surgery.sites.kinds import AVG_POOLS, CONVS, INTERPOLATE, MAX_POOLS, arguments, is_getitem
 from aa_surgery.sites.merging import read_reshape_merge, slice_merge, sliced_steps
 from aa_surgery.sites.tracer import trace_scopes
@@ -37,14 +38,14 @@ class GraphEdit:
             the blur instead of the node, behind it, or on its input.
         node: The node's name.
         blur: The name of the scope's child that is the blur, where there is one.
-        given: Arguments that callers of the scope fill in spite of plain defaults.
+        given: Arguments that callers of the scope fill.
     """
 
     edit: Edit
     action: str
     node: str
     blur: str = ""
-    given: tuple[str, ...] = ()
+    given: Given = ()
 
 
 def rewritten_sources(scope: nn.Module, path: str, edits: Sequence[GraphEdit]) -> tuple[str, ...]:
@@ -54,7 +55,7 @@ def rewritten_sources(scope: nn.Module, path: str, edits: Sequence[GraphEdit]) -
         NotTraceableError: The forward needs something that source text cannot carry, or its two
             modes name the edited nodes differently.
     """
-    given = {name for change in edits for name in change.given}
+    given = {argument for change in edits for argument in change.given}
     try:
         evaluating, training = trace_scopes(
             lambda trace: (trace(scope, False, given), trace(scope, True, given))

@@ -256,11 +256,12 @@ def _site(data: Mapping[str, Any]) -> Site:
     }
     for key in ("output", "activation"):
         fields[key] = _anchor(fields[key])
+    fields["given"] = tuple(map(tuple, fields["given"]))
     return Site(**fields)
 
 
 def _anchor(data: Any) -> Anchor | None:
-    return None if data is None else Anchor(**{**data, "given": tuple(data["given"])})
+    return None if data is None else Anchor(**{**data, "given": tuple(map(tuple, data["given"]))})
 
 
 def _decision(data: Mapping[str, Any]) -> Edit | Left:

@@ -257,7 +257,7 @@ def _nodes(block: nn.Module, edits: tuple[GraphEdit, ...]) -> list[tuple[Any, ..
     """Return what the edited nodes of the block's forward are, and how many of their kind."""
     if not edits:
         return []
-    given = {name for edit in edits for name in edit.given}
+    given = {argument for edit in edits for argument in edit.given}
     nodes = list(trace_scope(block, given=given).nodes)
     kinds = {node.name: (node.op, str(node.target)) for node in nodes}
     each = list(kinds.values())
