@@ -13,11 +13,10 @@ import pytest
 import timm
 import torch
 from models import build
-from timm.utils import ModelEmaV3, reparameterize_model
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from aa_surgery import apply_antialias, audit, remove_antialias
-from aa_surgery.errors import UnsupportedModelError
+from aa_surgery import apply_antialias
 from aa_surgery.surgery.classes import Antialiased
 
 # a conv swapped with its activation, one blurred before its reader, a rewritten patch merging,
@@ -122,6 +121,42 @@ def test_autocast_channels_last_and_half_precision(model: nn.Module, expected: T
     assert (lowered.float() - expected).abs().max() < 0.1 * scale
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_a_resize_runs_in_half_precision(mode: str) -> None:
+    model = apply_antialias(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Upsample(None, 0.5, mode)).eval())
+    expected = run(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        automatic = run(model)
+    lowered = run(model.to(torch.bfloat16), X.bfloat16())
+    for result in (automatic, lowered):
+        assert result.dtype == torch.bfloat16
+        torch.testing.assert_close(result.float(), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "torchvision:swin_t"])
+def test_observers_of_quantisation_find_their_places(name: str) -> None:
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import prepare_fx
+
+    model = apply_antialias(build(name))
+    expected = run(model)
+    prepared = prepare_fx(model, get_default_qconfig_mapping("x86"), (X,))
+    torch.testing.assert_close(run(prepared), expected, rtol=1e-3, atol=1e-3)
+    assert any(name.startswith("activation_post_process") for name, _ in prepared.named_modules())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training_with_fake_quantisation() -> None:
+    from torch.ao.quantization import get_default_qat_qconfig, prepare_qat
+
+    model = apply_antialias(build("resnet18")).train()
+    model.qconfig = get_default_qat_qconfig("x86")
+    prepare_qat(model, inplace=True)
+    model(X).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_training_continues_with_an_optimizer_made_before() -> None:
     model = build("resnet18", num_classes=4).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
@@ -155,27 +190,27 @@ def test_timm_methods(name: str) -> None:
     assert [s.shape for s in stages] == [s.shape for s in plain.forward_intermediates(X)[1]]
     model.reset_classifier(7)
     assert run(model).shape == (2, 7)
-    model.set_grad_checkpointing()
-    model.train()(X).sum().backward()
+
+
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    gradients = []
+    for checkpointed in (False, True):
+        model = apply_antialias(build("convnext_atto")).train()
+        model.set_grad_checkpointing(checkpointed)
+        model(X).square().mean().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])
 def test_features_only_blurs_what_the_classifier_blurs(name: str) -> None:
-    model = apply_antialias(timm.create_model(name, features_only=True).eval())
+    model = timm.create_model(f"aa_{name}", features_only=True).eval()
     shapes = [f.shape for f in timm.create_model(name, features_only=True).eval()(X)]
     assert [f.shape for f in run(model)] == shapes
     whole = apply_antialias(timm.create_model(name).eval())
     count = sum(isinstance(m, Antialiased) for m in whole.modules())
     assert sum(isinstance(m, Antialiased) for m in model.modules()) == count
-
-
-def test_a_block_that_rebuilds_itself_refuses_to_lose_its_blur() -> None:
-    model = apply_antialias(timm.create_model("mobileone_s0").eval())
-    with pytest.raises(UnsupportedModelError, match="remove_antialias"):
-        reparameterize_model(model, inplace=True)
-    rebuilt = reparameterize_model(remove_antialias(model))
-    apply_antialias(rebuilt)
-    assert audit(rebuilt, X).untreated == ()
 
 
 def _ddp_worker(rank: int, port: int, results: str) -> None:
