@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dis
 import inspect
-import itertools
 import types
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -17,16 +16,16 @@ from torch.fx import _symbolic_trace
 from torch.fx.proxy import TraceError
 
 from aa_surgery.errors import NotTraceableError
+from aa_surgery.sites.leaves import Leaf, deciding_function, recorded_calls
 from aa_surgery.sites.memo import Memo, Paths
 from aa_surgery.sites.site import Given
 
 __all__ = ["PLAIN", "Trace", "require_default", "trace_scope", "trace_scopes"]
 
-_MAX_LEAF_FUNCTIONS = 8
+_MAX_LEAVES = 8
 PLAIN = (bool, int, float, str, type(None))
 _PLAIN_TYPES = frozenset(PLAIN)
 
-Place = tuple[dict[str, Any], str]
 _T = TypeVar("_T")
 
 
@@ -52,8 +51,9 @@ def trace_scopes(work: Callable[[Trace], _T]) -> _T:
     - given: Arguments that callers fill although they have a plain default: `(name,)` where with a
       value of the graph, `(name, constant)` where always with that.
 
-    A helper function which decides on a tensor's size (timm's `get_same_padding`) cannot be
-    traced; it becomes a leaf of the graph, so that it goes on deciding when the graph runs.
+    A helper which decides on a tensor's size (timm's `get_same_padding`, transformers'
+    `maybe_pad`) cannot be traced; it becomes a leaf of the graph (`sites/leaves.py`), so that it
+    goes on deciding when the graph runs.
     Functions that their author made leaves (`torch.fx.wrap`) are entered like any other.
 
     Raises:
@@ -106,21 +106,21 @@ class _Session(fx.Tracer):
 
     def _traced(self, scope: nn.Module, training: bool, given: Given, paths: Paths) -> fx.Graph:
         """Return the graph of `scope.forward`, with functions that decide on sizes as leaves."""
-        leaves: list[Place] = []
+        leaves: list[Leaf] = []
         while True:
             self.current = _ScopeTracer(scope, given, paths, self.memo)
             try:
-                with _unchanged(scope, training), _leaf_functions(leaves):
+                with _unchanged(scope, training), recorded_calls(leaves, scope):
                     # by way of the patched call, so that fx wraps `math` in the forward's module
                     nn.Module.__call__(scope)
                 return self.current.graph
             except Exception as error:
-                place = _deciding_function(error, leaves)
-                if place is None or len(leaves) == _MAX_LEAF_FUNCTIONS:
+                leaf = deciding_function(error, scope)
+                if leaf is None or leaf in leaves or len(leaves) == _MAX_LEAVES:
                     raise NotTraceableError(
                         f"{type(scope).__name__}.forward cannot be traced: {_why(error)}"
                     ) from error
-                leaves.append(place)
+                leaves.append(leaf)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return self.current.call_module(m, forward, args, kwargs)
@@ -287,43 +287,3 @@ def _nothing_wrapped() -> Iterator[None]:
         yield
     finally:
         wrapped.update(saved)
-
-
-@contextmanager
-def _leaf_functions(places: list[Place]) -> Iterator[None]:
-    """Let each function, where its callers look it up, record itself when given a proxy."""
-    with ExitStack() as stack:
-        for namespace, name in places:
-            original = namespace[name]
-            namespace[name] = _recording(original)
-            stack.callback(namespace.__setitem__, name, original)
-        yield
-
-
-def _recording(function: Callable[..., Any]) -> Callable[..., Any]:
-    def record(*args: Any, **kwargs: Any) -> Any:
-        for arg in (*args, *kwargs.values()):
-            if isinstance(arg, fx.Proxy):
-                return arg.tracer.create_proxy("call_function", function, args, kwargs)
-        return function(*args, **kwargs)
-
-    return record
-
-
-def _deciding_function(error: BaseException, known: list[Place]) -> Place | None:
-    """Return where the innermost module-level function on the error's way is looked up."""
-    frames = []
-    traceback = error.__traceback__
-    while traceback is not None:
-        frames.append(traceback.tb_frame)
-        traceback = traceback.tb_next
-    for caller, frame in reversed(list(itertools.pairwise(frames))):
-        module = frame.f_globals.get("__name__", "")
-        if module.startswith(("torch.", "aa_surgery")) or caller.f_globals is None:
-            continue
-        for name, value in caller.f_globals.items():
-            if isinstance(value, types.FunctionType) and value.__code__ is frame.f_code:
-                place = (caller.f_globals, name)
-                taken = any(ns is place[0] and n == name for ns, n in known)
-                return None if taken else place
-    return None

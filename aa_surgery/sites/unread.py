@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 from torch import fx, nn
 
 from aa_surgery.sites.flow import Flow
 from aa_surgery.sites.kinds import each_axis
+from aa_surgery.sites.leaves import called_function
 from aa_surgery.sites.modules import read_module
 from aa_surgery.sites.site import Unread
 
@@ -39,22 +39,20 @@ def unread_forwards(flow: Flow) -> tuple[Unread, ...]:
         merge = _TOKEN_MERGES.get(f"{type(module).__module__}.{kind}")
         if merge:
             found.append(Unread(path, kind, f"{merge}, by a reshape; {_WAY_OUT}"))
-        for name in _sampling_functions(flow.graphs.get(path)):
+        for name in _sampling_functions(flow.graphs.get(path), module):
             reason = f"{name}() decides on sizes, so it is called as it is; {_WAY_OUT}"
             found.append(Unread(path, kind, reason))
     return tuple(found)
 
 
-def _sampling_functions(graph: fx.Graph | None) -> list[str]:
+def _sampling_functions(graph: fx.Graph | None, module: nn.Module) -> list[str]:
     found = []
     for node in graph.nodes if graph is not None else ():
-        target = node.target
-        if not isinstance(target, types.FunctionType):
+        function = called_function(node, module)
+        if function is None:
             continue
-        if target.__module__.startswith(("torch.", "aa_surgery.")):
-            continue
-        if any(word in name for name in target.__code__.co_names for word in _SAMPLING_NAMES):
-            found.append(target.__name__)
+        if any(word in name for name in function.__code__.co_names for word in _SAMPLING_NAMES):
+            found.append(function.__name__)
     return found
 
 

@@ -19,6 +19,7 @@ from aa_surgery.layers.resize import resizable
 from aa_surgery.rules import Edit
 from aa_surgery.sites import Given
 from aa_surgery.sites.kinds import AVG_POOLS, CONVS, INTERPOLATE, MAX_POOLS, arguments, is_getitem
+from aa_surgery.sites.leaves import SELF
 from aa_surgery.sites.merging import read_reshape_merge, slice_merge, sliced_steps
 from aa_surgery.sites.tracer import trace_scopes
 from aa_surgery.surgery.classes import typed_signature
@@ -85,7 +86,7 @@ def _node(graph: fx.Graph, name: str, path: str) -> fx.Node:
 
 def _source(graph: fx.Graph, path: str, edits: Sequence[GraphEdit], scope: nn.Module) -> str:
     for node in graph.nodes:
-        if node.op == "get_attr" and not _held(scope, str(node.target)):
+        if node.op == "get_attr" and node.target != SELF and not _held(scope, str(node.target)):
             raise NotTraceableError(
                 f"{path} ({type(scope).__name__}): its forward makes the constant {node.target} "
                 "from values, which generated source cannot carry. Exclude this module."
@@ -101,7 +102,8 @@ def _source(graph: fx.Graph, path: str, edits: Sequence[GraphEdit], scope: nn.Mo
     imports = _format_import_block(code.globals, sys_importer)
     # a later symbolic trace of the whole model shall record our functions, not enter them
     wraps = "".join(f"\ntorch.fx.wrap({name!r})" for name in sorted(ours))
-    return f"{imports}\nimport torch.fx{wraps}\n{code.src}"
+    source = code.src.replace(f"self.{SELF}", "self")
+    return f"{imports}\nimport torch.fx{wraps}\n{source}"
 
 
 def _module_of(value: Any) -> str:

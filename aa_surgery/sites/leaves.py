@@ -1,0 +1,109 @@
+"""Helpers that decide on sizes: functions and methods that a trace records as one call."""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+__all__ = ["SELF", "Leaf", "called_function", "deciding_function", "recorded_calls"]
+
+SELF = "aa_self"
+"""The attribute that stands for the scope itself in a graph: the owner of a method's call."""
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """A function of a module's namespace, or a method of a class: where callers look it up."""
+
+    holder: Any
+    name: str
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Leaf) and self.holder is other.holder
+        return same and self.name == other.name  # type: ignore[attr-defined]
+
+    @property
+    def is_method(self) -> bool:
+        """Whether it is a method."""
+        return isinstance(self.holder, type)
+
+
+def deciding_function(error: BaseException, scope: nn.Module) -> Leaf | None:
+    """Return the innermost function or method of `scope` on the error's way, its forward aside."""
+    frames = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        frames.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    for caller, frame in reversed(list(itertools.pairwise(frames))):
+        if frame.f_globals.get("__name__", "").startswith(("torch.", "aa_surgery")):
+            continue
+        holders: list[tuple[Any, Mapping[str, Any]]] = [(caller.f_globals, caller.f_globals)]
+        holders += [(cls, vars(cls)) for cls in type(scope).__mro__]
+        for holder, names in holders:
+            for name, value in names.items():
+                if isinstance(value, types.FunctionType) and value.__code__ is frame.f_code:
+                    return None if name == "forward" else Leaf(holder, name)
+    return None
+
+
+@contextmanager
+def recorded_calls(leaves: Iterable[Leaf], scope: nn.Module) -> Iterator[None]:
+    """Let each of `leaves` record itself as one call, when it is given a value of the graph."""
+    with ExitStack() as stack:
+        for leaf in leaves:
+            if leaf.is_method:
+                original = vars(leaf.holder)[leaf.name]
+                setattr(leaf.holder, leaf.name, _recorded_method(original, leaf.name, scope))
+                stack.callback(setattr, leaf.holder, leaf.name, original)
+            else:
+                original = leaf.holder[leaf.name]
+                leaf.holder[leaf.name] = _recorded(original)
+                stack.callback(leaf.holder.__setitem__, leaf.name, original)
+        yield
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    def record(*args: Any, **kwargs: Any) -> Any:
+        tracer = _tracer_of(args, kwargs)
+        if tracer is None:
+            return function(*args, **kwargs)
+        return tracer.create_proxy("call_function", function, args, kwargs)
+
+    return record
+
+
+def _recorded_method(method: Callable[..., Any], name: str, scope: nn.Module) -> Any:
+    def record(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        tracer = _tracer_of(args, kwargs)
+        if tracer is None or self is not scope:
+            return method(self, *args, **kwargs)
+        owner = tracer.create_proxy("get_attr", SELF, (), {})
+        return tracer.create_proxy("call_method", name, (owner, *args), kwargs)
+
+    return record
+
+
+def _tracer_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.proxy.TracerBase | None:
+    proxies = (a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy))
+    found = next(proxies, None)
+    return None if found is None else found.tracer
+
+
+def called_function(node: fx.Node, scope: nn.Module) -> types.FunctionType | None:
+    """Return the Python function that a node calls as a leaf, if it is one."""
+    target: Any = node.target
+    if node.op == "call_method":
+        owner = node.args[0] if node.args else None
+        if not isinstance(owner, fx.Node) or owner.target != SELF:
+            return None
+        target = getattr(type(scope), target)
+    if not isinstance(target, types.FunctionType):
+        return None
+    return None if target.__module__.startswith(("torch.", "aa_surgery.")) else target
