@@ -197,3 +197,19 @@ def test_identity_holds_behind_norms_over_the_map(norm: nn.Module, placement: st
     got = apply_antialias(net, filter="identity", placement=placement)(x)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     remove_antialias(net)
+
+
+def test_tensor_in_a_plain_attribute_is_read_by_its_name() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mask = torch.rand(1, 1, 8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.max_pool2d(x * self.mask, 2)
+
+    net, x = Masked(), torch.rand(1, 2, 8, 8)
+    want = net(x)
+    assert torch.equal(apply_antialias(net, filter="identity")(x), want)
+    net.mask = net.mask * 2
+    torch.testing.assert_close(net(x), want * 2)

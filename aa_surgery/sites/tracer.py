@@ -53,8 +53,8 @@ def trace_scopes(work: Callable[[Trace], _T]) -> _T:
 
     A helper which decides on a tensor's size (timm's `get_same_padding`, transformers'
     `maybe_pad`) cannot be traced; it becomes a leaf of the graph (`sites/leaves.py`), so that it
-    goes on deciding when the graph runs.
-    Functions that their author made leaves (`torch.fx.wrap`) are entered like any other.
+    goes on deciding when the graph runs. Functions that their author made leaves (`torch.fx.wrap`)
+    are entered like any other.
 
     Raises:
         NotTraceableError: By `trace`: the forward decides on tensor sizes or values itself.
@@ -199,7 +199,7 @@ class _ScopeTracer(fx.Tracer):
         self.create_node("output", "output", (self.create_arg(result),), {})
 
     def read(self, value: Any) -> Any:
-        """Return the proxy of a parameter or buffer that the forward reads; else the value."""
+        """Return the proxy of a tensor that the scope holds; else the value."""
         if not isinstance(value, torch.Tensor):
             return value
         name = self._name_of(value)
@@ -212,8 +212,7 @@ class _ScopeTracer(fx.Tracer):
     def _name_of(self, tensor: torch.Tensor) -> str | None:
         if self.tensors is None:
             with self.memo.listening(False):
-                held = [*self.root.named_parameters(), *self.root.named_buffers()]
-            self.tensors = {id(value): name for name, value in held}
+                self.tensors = {id(value): name for name, value in _held_tensors(self.root)}
         return self.tensors.get(id(tensor))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -227,6 +226,10 @@ class _ScopeTracer(fx.Tracer):
             return a
         if kind is tuple or kind is list:
             return kind(self.create_arg(item) for item in a)
+        if isinstance(a, torch.Tensor):
+            a = self.read(a)
+            if isinstance(a, fx.Proxy):
+                return a.node
         return super().create_arg(a) if kind is not dict or a else {}
 
     def _proxy_placeholder(
@@ -241,6 +244,17 @@ class _ScopeTracer(fx.Tracer):
             return proxy
         self.create_proxy("call_function", require_default, (proxy, constant[0], name), {})
         return constant[0]
+
+
+def _held_tensors(scope: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what a forward can read by name: parameters, buffers, and tensors in attributes."""
+    for path, module in scope.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor):
+                yield prefix + name, value
+    yield from scope.named_buffers()
+    yield from scope.named_parameters()
 
 
 @contextmanager

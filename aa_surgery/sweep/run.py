@@ -26,7 +26,7 @@ __all__ = ["Task", "examine", "run_sweep", "versions"]
 JOURNAL, RESULTS = "rows.jsonl", "results.json"
 
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "segmentation_models_pytorch")
-_EVIDENCE = ("audit", "layers", "rules", "sites", "surgery", "sweep")
+_EVIDENCE = ("filters.py", "audit", "layers", "rules", "sites", "surgery", "sweep")
 _WRITERS = ("coverage.py", "advice.py")
 
 
@@ -148,8 +148,8 @@ def _code() -> str:
     """Return a hash of every file of ours whose change could change a row."""
     root = Path(aa_surgery.__file__).parent
     digest = hashlib.sha256()
-    for folder in _EVIDENCE:
-        for path in sorted((root / folder).rglob("*.py")):
+    for place in (root / name for name in _EVIDENCE):
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             if path.name not in _WRITERS:
                 digest.update(path.relative_to(root).as_posix().encode() + b"\0")
                 digest.update(path.read_bytes())
