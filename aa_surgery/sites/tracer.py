@@ -130,10 +130,10 @@ class _Session(fx.Tracer):
 
 
 def _why(error: Exception) -> str:
-    if isinstance(error, TraceError):
+    lines = str(error).strip().splitlines() or [repr(error)]
+    if isinstance(error, TraceError) or "symbolic tracing" in lines[0]:
         return "it decides on the sizes or values of tensors"
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else repr(error)
+    return lines[0].replace(_Proxy.__name__, "Proxy")
 
 
 class _Work(nn.Module):

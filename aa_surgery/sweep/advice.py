@@ -12,6 +12,7 @@ _ADVICE = (
     (r"already a low-pass filter|already an average", "nothing: it is filtered"),
     (r"no whole stride", "resize by a whole factor, or with `mode='bilinear'`"),
     (r"stays as it is\. Do that", "what the reason says"),
+    (r"window order, whose", "nothing in the module: the model's other sites are treated"),
     (r"is no plain maximum or mean", "put `aa_surgery.layers.BlurPool` before it in your code"),
     (r"returns? .*indices", "unpooling needs the indices; leave it, or pool without indices"),
 )
