@@ -330,6 +330,73 @@ class GivenShortcut(Zoo):
         return self.block(x, shortcut=x * 2)
 
 
+class PoolsOfOne(Zoo):
+    """Windows of one sample: plain subsampling, as of a feature pyramid's last level."""
+
+    expected = {":max_pool2d": "max_pool", "maximum": "max_pool", "average": "avg_pool"}
+    size = (1, 3, 33, 30)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maximum = nn.MaxPool2d(1, 2)
+        self.average = nn.AvgPool2d(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.average(self.maximum(F.max_pool2d(x, kernel_size=1, stride=2)))
+
+
+class DecidingMethod(Zoo):
+    """A method pads odd maps before the merge, as that of transformers' Swin does."""
+
+    expected = {":getitem_2": "slice"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(12, 5)
+        self.fill = 1.0
+
+    def padded(self, x: Tensor, height: int, width: int) -> Tensor:
+        if height % 2 == 1 or width % 2 == 1:
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2), value=self.fill)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = self.padded(x, x.shape[1], x.shape[2])
+        parts = [x[:, i::2, j::2, :] for i in range(2) for j in range(2)]
+        return self.reduction(torch.cat(parts, -1)).permute(0, 3, 1, 2)
+
+
+class TensorInAttribute(Zoo):
+    """A tensor that is no buffer, read by the forward."""
+
+    expected = {":max_pool2d": "max_pool"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.full((1, 3, 1, 1), 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x * self.gain.to(x), 2)
+
+
+class NormOverTheMap(Zoo):
+    """Of a dense map the statistics are others, so that the conv is blurred before."""
+
+    expected = {"conv": "conv", "last": "conv"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+        self.norm = nn.GroupNorm(2, 4)
+        self.last = nn.Conv2d(4, 4, 3, 2, 1)
+        self.instance = nn.InstanceNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        return F.relu(self.instance(self.last(x)))
+
+
 class NothingToDo(Zoo):
     expected: dict[str, str] = {}
 
