@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import timm.layers
 import torch
@@ -93,3 +95,23 @@ def test_patch_merging_of_mmpretrain(size: tuple[int, int], filter: str) -> None
     assert output_size == expected_size
     assert list(merging.state_dict()) == keys
     assert torch.allclose(output, expected, rtol=1e-12) is (filter == "identity")
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_every_pool_that_torch_accepts_keeps_its_shape_and_identity(pool, ceil_mode) -> None:
+    windows = itertools.product(range(1, 8), range(1, 5), (2, 3), range(3))
+    for size, kernel, stride, padding in windows:
+        if padding > kernel // 2:
+            continue
+        x = torch.rand(1, 2, size, size + 1)
+        try:
+            expected = pool(kernel, stride, padding, ceil_mode=ceil_mode)(x)
+        except RuntimeError:
+            continue  # too small for the untouched pool
+        for filter in ("identity", "tri-3"):
+            net = nn.Sequential(pool(kernel, stride, padding, ceil_mode=ceil_mode))
+            got = apply_antialias(net, filter=filter)(x)
+            assert got.shape == expected.shape
+            if filter == "identity":
+                torch.testing.assert_close(got, expected)

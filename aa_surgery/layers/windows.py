@@ -59,13 +59,13 @@ def reach_of_pool(
     for i, n in enumerate(spatial):
         s, p = stride[i], padding[i]
         span = dilation[i] * (kernel_size[i] - 1) + 1
-        if n + 2 * p < span:
+        windows = pooled_size(n, span, s, p, ceil_mode)
+        if windows < 1:
             raise InputError(
                 f"pool of {span} samples on a map of {n} with padding {p}: the map is too small. "
                 "Give the model a larger input."
             )
-        last = (pooled_size(n, span, s, p, ceil_mode) - 1) * s
-        after.append(max(p, last + span - p - n))
+        after.append(max(p, (windows - 1) * s + span - p - n))
     return after
 
 
