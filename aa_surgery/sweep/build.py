@@ -60,8 +60,12 @@ def _torchvision_options(subject: Subject) -> dict[str, Any]:
         options["init_weights"] = False  # their own takes scipy a minute
     if subject.takes == "detection" and not subject.name.startswith("ssd"):
         options |= {"min_size": 128, "max_size": 160}
-        threshold = "box_score_thresh" if "rcnn" in subject.name else "score_thresh"
-        options[threshold] = 0.0
+        if "rcnn" in subject.name:
+            # a few boxes: the heads of keypoints and masks run on each of them
+            options |= {"box_score_thresh": 0.0, "box_detections_per_img": 4}
+            options["rpn_post_nms_top_n_test"] = 32
+        else:
+            options["score_thresh"] = 0.0
     elif subject.takes == "detection":
         options["score_thresh"] = 0.0
     return options
