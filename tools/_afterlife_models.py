@@ -164,16 +164,17 @@ class Subject:
     @cached_property
     def model(self) -> nn.Module:
         """The side's model, in eval mode; leave it as it is."""
-        return self._build()
+        return self.unused()
 
     def fresh(self) -> nn.Module:
         """Return a model equal to `model`, to change at will."""
         try:
             return copy.deepcopy(self.model)
         except Exception:  # then that is one failure, not one of every operation
-            return self._build()
+            return self.unused()
 
-    def _build(self) -> nn.Module:
+    def unused(self) -> nn.Module:
+        """Return a model equal to `model`, that has not run."""
         model = self.sample.build()
         model.load_state_dict(self.original.state_dict())
         if self.treated:
