@@ -9,6 +9,7 @@ from typing import Any
 
 from aa_surgery.sweep.advice import advice
 from aa_surgery.sweep.catalogue import EXCLUDED, SOURCES
+from aa_surgery.sweep.identity import TOLERANCE
 from aa_surgery.sweep.rows import Row
 
 __all__ = ["coverage", "problems", "summary"]
@@ -171,15 +172,17 @@ def _identity(rows: Sequence[Row]) -> str:
     ran = [r for r in identity if not r.failure and r.found["runs"]]
     if not ran:
         return "Not tested."
-    worst = max((r.found["error_below"] for r in ran), default=0.0)
-    single = sorted(r.name for r in ran if r.found["dtype"] != "float64")
-    text = (
-        f"{sum(len(r.found['runs']) for r in ran)} comparisons of {len(ran)} architectures in "
-        f"float64; every relative difference that is within the tolerance of 1e-6 is below "
-        f"{worst:.0e}."
-    )
-    if single:
-        text += f" In float32, which is all that they take, within 1e-3: {', '.join(single)}."
+    parts = []
+    for dtype, tolerance in TOLERANCE.items():
+        those = [r for r in ran if r.found["dtype"] == dtype]
+        if those:
+            runs = sum(len(r.found["runs"]) for r in those)
+            worst = max(r.found["error_below"] for r in those)
+            parts.append(
+                f"{runs} comparisons of {len(those)} architectures in {dtype}, within a relative "
+                f"difference of {tolerance:.0e}; what is within is below {worst:.0e}."
+            )
+    text = "\n\n".join(parts)
     why = Counter(reason for r in identity for reason in r.found.get("not_run", ()))
     return f"{text}\n\n" + _table(("not run", "architectures"), sorted(why.items()))
 
