@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import platform
 import re
 from collections import Counter
@@ -13,6 +12,8 @@ from typing import NamedTuple
 
 from _afterlife_models import Sample
 from _afterlife_workers import MISSING, OK, Cell
+
+from aa_surgery.reports.versions import installed_version
 
 BOTH, OURS_ONLY, OURS_FAILS, NEITHER, NONE, UNKNOWN = "✓", "+", "✗", "–", "", "?"
 LEGEND = {
@@ -181,12 +182,5 @@ def fingerprint(treated: bool) -> str:
 
 
 def _versions() -> str:
-    named = ", ".join(f"{package} {_version(package)}" for package in VERSIONS)
+    named = ", ".join(f"{package} {installed_version(package)}" for package in VERSIONS)
     return f"Python {platform.python_version()}, {named}"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
+import importlib
 import json
 import platform
 import re
@@ -20,6 +20,8 @@ from _bench_layers import composer_layers, layer_cases
 from _bench_networks import memory_rows, network_cases
 from _bench_surgery import summary, surgery_rows
 from _bench_timing import Case, Row, markdown, progress, time_case
+
+from aa_surgery.reports.versions import installed_version
 
 SUITES = ("layers", "networks", "memory", "surgery")
 ROUNDS = {"layers": 25, "networks": 9, "surgery": 5}
@@ -76,7 +78,8 @@ def timed_rows(suite: str, options: argparse.Namespace) -> list[Row]:
 
 
 def header(options: argparse.Namespace) -> str:
-    versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "torchvision", *PEERS))
+    packages = ("torch", "torchvision", *PEERS)
+    versions = ", ".join(f"{name} {installed_version(name)}" for name in packages)
     partial = " (its layers alone: the package itself does not import here)"
     note = partial if composer_layers() is not None and not _imports("composer") else ""
     return (
@@ -97,13 +100,6 @@ def inserted(document: str, text: dict[str, str]) -> str:
         block = f"{marker}\n{new}\n{marker}"
         document = pattern.sub(lambda _, block=block: block, document)
     return document
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _imports(name: str) -> bool:

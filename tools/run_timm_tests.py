@@ -27,7 +27,6 @@ and tests), `TORCH_DEVICE` and `TORCH_BACKEND`; input sizes are fixed in `test_m
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import random
 import re
@@ -42,6 +41,8 @@ from pathlib import Path
 
 from _timm_compare import compared, document, regressions
 from _timm_runner import VARIANTS, Runner, ToolError
+
+from aa_surgery.reports.versions import installed_version
 
 # Files whose tests make models by name; the others cannot see anti-aliasing.
 BY_NAME = re.compile(r"\b(create_model|list_models|model_entrypoint)\b")
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
     result["command"] = shlex.join(["python", "tools/run_timm_tests.py", *argv])
     result["versions"] = {
-        name: version(name)
+        name: installed_version(name)
         for name in ("timm", "torch", "torchvision", "aa_surgery", "pytest", "expecttest")
     }
     text = document(result)
@@ -165,7 +166,7 @@ def found_tests(path: Path | None, work: Path) -> Path:
 
 
 def fetched(work: Path) -> Path:
-    wanted = f"timm=={version('timm')}"
+    wanted = f"timm=={installed_version('timm')}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
     pip = subprocess.run(
         [*command, "--dest", str(work), wanted], capture_output=True, text=True, check=False
@@ -188,13 +189,6 @@ def test_files(folder: Path, names: str) -> list[Path]:
     if not files:
         raise ToolError(f"{folder} has no file that matches --files {names!r}.")
     return files
-
-
-def version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def read_patch_embedding(module: nn.Module) -> dict[str, Any] | None:
     """Return the fields of a patch embedding that cuts the image itself, in an unread forward.
 
     It is known by what it declares: a `patch_size`, a linear layer that reads whole patches, and
-    no strided convolution inside (timm's `NaFlexEmbeds`, `Gemma4PatchEmbed`).
+    no strided convolution inside (timm's `Gemma4PatchEmbed`).
     """
     size = each_axis(getattr(module, "patch_size", None), 2)
     if size is None or max(size) == 1 or any(read_module(m) for m in module.modules()):

@@ -7,7 +7,6 @@ import platform
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ import torch
 import aa_surgery
 from aa_surgery.errors import InputError
 from aa_surgery.reports import progress_bar
+from aa_surgery.reports.versions import installed_version
 from aa_surgery.sweep.catalogue import Subject
 from aa_surgery.sweep.identity import identity_law
 from aa_surgery.sweep.laws import structural_laws
@@ -136,11 +136,7 @@ def _row(outcome: Outcome[Task]) -> Row:
 def versions() -> dict[str, str]:
     """Return what a result depends on: the libraries, and the code that decides."""
     found = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            found[library] = "not installed"
+    found |= {library: installed_version(library) for library in _LIBRARIES}
     return {**found, "code": _code()}
 
 
