@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from aa_surgery.errors import NotTraceableError
+from aa_surgery.sites.site import Given
 
 __all__ = ["Memo", "Paths"]
 
@@ -33,26 +34,31 @@ class Memo:
     """Graphs by class and by what their traces read; valid while `installed()`."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, list[tuple[Facts, Result]]] = defaultdict(list)
+        self._known: dict[Hashable, list[tuple[bool | None, Facts, Result]]] = defaultdict(list)
         self._reads: Reads = {}
         self._listening = False
 
     def recall(
-        self, scope: nn.Module, variant: Hashable, trace: Callable[[Paths], fx.Graph]
+        self, scope: nn.Module, training: bool, given: Given, trace: Callable[[Paths], fx.Graph]
     ) -> fx.Graph:
         """Return the graph of a module alike, or `trace(paths)`.
 
         Args:
             scope: The module.
-            variant: What else the graph depends on.
+            training: What `trace` sets `scope.training` to.
+            given: The arguments that callers fill, on which the graph depends too.
             trace: Traces the module, its forward run under `listening()`, given the paths of its
                 parts by their `id`.
 
         Raises:
             NotTraceableError: `trace` raised it, for this module or one alike.
         """
-        known = self._known[type(scope), variant]
-        alike = (r for facts, r in known if all(_agrees(scope, *fact) for fact in facts))
+        known = self._known[type(scope), given, tuple(type(item[-1]) for item in given)]
+        alike = (
+            result
+            for mode, facts, result in known
+            if mode in (None, training) and all(_agrees(scope, *fact) for fact in facts)
+        )
         result: Result | None = next(alike, None)
         if result is None:
             self._reads = {}
@@ -61,7 +67,8 @@ class Memo:
                 result = trace(paths)
             except NotTraceableError as error:
                 result = error
-            known.append((self._facts(paths), result))
+            reads_mode = (id(scope), "training") in self._reads
+            known.append((training if reads_mode else None, self._facts(paths), result))
         if isinstance(result, NotTraceableError):
             raise result
         return result

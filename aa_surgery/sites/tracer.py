@@ -99,9 +99,8 @@ class _Session(fx.Tracer):
     ) -> fx.Graph:
         """Return the graph of `scope.forward`, or that of a scope alike."""
         given = tuple(given)
-        variant = (training, given)
         return self.memo.recall(
-            scope, variant, lambda paths: self._traced(scope, training, given, paths)
+            scope, training, given, lambda paths: self._traced(scope, training, given, paths)
         )
 
     def _traced(self, scope: nn.Module, training: bool, given: Given, paths: Paths) -> fx.Graph:
@@ -152,6 +151,9 @@ class _Work(nn.Module):
 class _Proxy(fx.Proxy):
     """A proxy that remembers where a function unpacks; fx disassembles it for every unpacking."""
 
+    def __getattr__(self, k: str) -> _Attribute:
+        return _Attribute(self, k)
+
     def __iter__(self) -> Iterator[Any]:
         caller: Any = inspect.currentframe().f_back  # type: ignore[union-attr]
         count = _unpackings(caller.f_code).get(caller.f_lasti)
@@ -159,6 +161,13 @@ class _Proxy(fx.Proxy):
             return iter(self.tracer.iter(self))
         item: Any = self
         return (item[i] for i in range(count))
+
+
+class _Attribute(fx.proxy.Attribute):
+    """An attribute of a proxy (`x.shape`), unpacked in the same way."""
+
+    __getattr__ = _Proxy.__getattr__
+    __iter__ = _Proxy.__iter__
 
 
 @cache

@@ -155,18 +155,17 @@ def _prepare(model: nn.Module, changes: Mapping[str, Change]) -> list[tuple[nn.M
     """Build what each changed module will wear; nothing of the model is touched yet."""
     prepared = []
     guards = _guards(model, changes)
+    edited = {p: (model.get_submodule(p), c.graph_edits) for p, c in changes.items()}
+    rewritten = rewritten_sources({p: scope for p, scope in edited.items() if scope[1]})
     for path in {**changes, **guards}:
         module, change = model.get_submodule(path), changes.get(path, Change())
         taken = [n for n in change.children if hasattr(module, n)]
         if taken:
             raise UnsupportedModelError(f"{path}: the name {taken[0]} is taken. Rename that child.")
-        sources: tuple[str, ...] = ()
         extras: dict[str, Any] = {"aa_op": change.numbers} if change.numbers else {}
-        if change.graph_edits:
-            sources = rewritten_sources(module, path, change.graph_edits)
-            if path in guards:
-                extras["aa_edits"] = tuple(change.graph_edits)
-        recipe = Recipe(change.op, sources, change.wrapped, guards.get(path, ()))
+        if path in rewritten and path in guards:
+            extras["aa_edits"] = tuple(change.graph_edits)
+        recipe = Recipe(change.op, rewritten.get(path, ()), change.wrapped, guards.get(path, ()))
         host: Any = type(module)
         worn = Dress(antialiased_class(host, recipe), dict(change.children), extras)
         prepared.append((module, worn))

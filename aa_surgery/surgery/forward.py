@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from aa_surgery.sites import Given
 from aa_surgery.sites.kinds import AVG_POOLS, CONVS, INTERPOLATE, MAX_POOLS, arguments, is_getitem
 from aa_surgery.sites.leaves import SELF
 from aa_surgery.sites.merging import read_reshape_merge, slice_merge, sliced_steps
-from aa_surgery.sites.tracer import trace_scopes
+from aa_surgery.sites.tracer import Trace, trace_scopes
 from aa_surgery.surgery.classes import typed_signature
 
 __all__ = ["GraphEdit", "rewritten_sources"]
@@ -49,30 +50,49 @@ class GraphEdit:
     given: Given = ()
 
 
-def rewritten_sources(scope: nn.Module, path: str, edits: Sequence[GraphEdit]) -> tuple[str, ...]:
-    """Return the source of the edited forward: one, or one for eval and one for training.
+def rewritten_sources(
+    scopes: Mapping[str, tuple[nn.Module, Sequence[GraphEdit]]],
+) -> dict[str, tuple[str, ...]]:
+    """Return the sources of each edited forward: one, or one for eval and one for training.
 
     Raises:
-        NotTraceableError: The forward needs something that source text cannot carry, or its two
+        NotTraceableError: A forward needs something that source text cannot carry, or its two
             modes name the edited nodes differently.
     """
-    given = {argument for change in edits for argument in change.given}
+    if not scopes:
+        return {}
+    graphs = trace_scopes(
+        lambda trace: {path: _modes(trace, path, *scope) for path, scope in scopes.items()}
+    )
+    return {path: _sources(modes, path, *scopes[path]) for path, modes in graphs.items()}
+
+
+def _modes(
+    trace: Trace, path: str, scope: nn.Module, edits: Sequence[GraphEdit]
+) -> tuple[fx.Graph, fx.Graph]:
+    """Return a forward's graph in eval and in training; one and the same where they are equal."""
+    given = dict.fromkeys(argument for change in edits for argument in change.given)
     try:
-        evaluating, training = trace_scopes(
-            lambda trace: (trace(scope, False, given), trace(scope, True, given))
-        )
+        return trace(scope, False, given), trace(scope, True, given)
     except NotTraceableError as error:
         raise NotTraceableError(
             f"{path}: {error}. Exclude this module, or use placement='pre'."
         ) from error
+
+
+def _sources(
+    modes: tuple[fx.Graph, fx.Graph], path: str, scope: nn.Module, edits: Sequence[GraphEdit]
+) -> tuple[str, ...]:
+    evaluating, training = modes
     for name in {change.node for change in edits}:
         if _node(training, name, path).target != _node(evaluating, name, path).target:
             raise NotTraceableError(
                 f"{path} ({type(scope).__name__}): its forward differs between training and eval "
                 f"at {name}. Exclude this module, or use placement='pre'."
             )
-    sources = tuple(_source(graph, path, edits, scope) for graph in (evaluating, training))
-    return sources[:1] if sources[0] == sources[1] else sources
+    distinct = (evaluating,) if training is evaluating else modes
+    sources = tuple(_source(copy.deepcopy(graph), path, edits, scope) for graph in distinct)
+    return sources[:1] if sources[0] == sources[-1] else sources
 
 
 def _node(graph: fx.Graph, name: str, path: str) -> fx.Node:

@@ -272,7 +272,8 @@ def _edited_again(
     """Return the dress whose forward is that of the rebuilt block, with the same edits."""
     if _nodes(block, edits) != nodes:
         raise _Lost("its forward, which was rewritten, has other ops now.")
-    sources = rewritten_sources(block, type(block).__name__, edits)
+    name = type(block).__name__
+    sources = rewritten_sources({name: (block, edits)})[name]
     host: Any = type(block)
     cls = antialiased_class(host, replace(worn.recipe, sources=sources))
     return Dress(cls, worn.children, worn.extras)
