@@ -34,8 +34,9 @@ def survey(model: nn.Module) -> tuple[tuple[Site, ...], tuple[Unread, ...]]:
     """Return the sites of `model`, and the forwards in which none could be looked for."""
     flow = Flow(model)
     sites: list[Site] = []
+    blurs = tuple(f"{path}." for path, m in flow.modules.items() if isinstance(m, BlurPool))
     for path, module in flow.modules.items():
-        if _inside_blur(path, flow):
+        if f"{path}.".startswith(blurs):
             continue
         fields = read_module(module)
         if fields is not None and plain_forward(module):
@@ -47,14 +48,6 @@ def survey(model: nn.Module) -> tuple[tuple[Site, ...], tuple[Unread, ...]]:
             if fields is not None:
                 sites.append(_opaque_site(path, module, fields, flow))
     return tuple(sites), unread_forwards(flow)
-
-
-def _inside_blur(path: str, flow: Flow) -> bool:
-    parts = path.split(".")
-    return any(
-        isinstance(flow.modules.get(".".join(parts[:n])), BlurPool)
-        for n in range(1, len(parts) + 1)
-    )
 
 
 def _module_site(path: str, module: nn.Module, fields: dict[str, Any], flow: Flow) -> Site:

@@ -225,7 +225,7 @@ def _child(module: nn.Module, node: fx.Node) -> nn.Module:
 def _taps(modules: dict[str, nn.Module]) -> Iterator[str]:
     """Yield the modules whose outputs timm's models give as features, at a rate they declare."""
     for path, module in modules.items():
-        info = getattr(module, "feature_info", None)
+        info = vars(module).get("feature_info")
         entries = getattr(info, "info", info)
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict) and "module" in entry:

@@ -38,13 +38,13 @@ def check_model(model: nn.Module) -> None:
             f"expected a torch.nn.Module, got {type(model).__name__}. "
             "By name: timm.create_model('aa_resnet50')."
         )
-    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is scripted: its graph is fixed. "
-            "Apply to the eager model, then script."
-        )
     for name, module in model.named_modules():
         kind = type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"{name or kind} is scripted: its graph is fixed. "
+                "Apply to the eager model, then script."
+            )
         if kind in _WRAPPERS and type(module).__module__.startswith("torch"):
             raise UnsupportedModelError(f"{name or 'model'} is a {kind}: {_WRAPPERS[kind]}.")
         if getattr(module, "_compiled_call_impl", None) is not None:
@@ -52,7 +52,7 @@ def check_model(model: nn.Module) -> None:
                 f"{name or 'model'} was compiled in place (.compile()). "
                 "Apply to a fresh model, then compile."
             )
-        if any(isinstance(p, nn.UninitializedParameter) for p in module._parameters.values()):
+        if any(type(p) is nn.UninitializedParameter for p in module._parameters.values()):
             raise UnsupportedModelError(
                 f"{name} is lazy and has no weights yet. Run the model once, then apply."
             )
