@@ -153,8 +153,7 @@ class Flow:
         found = [
             node
             for node in self.graphs[path].nodes
-            if node.op == "call_module"
-            and role_of_module(_child(module, node)) == "activation"
+            if node.op == "call_module" and role_of_module(_child(module, node)) == "activation"
         ]
         return Spot(path, found[0]) if len(found) == 1 else None
 

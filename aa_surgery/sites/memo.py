@@ -7,6 +7,7 @@ their blocks, so most scopes are recognised in a fraction of the time of a trace
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,9 +26,11 @@ _MISSING = "missing"
 _HELD = ("_parameters", "_buffers", "_modules")
 
 Result = fx.Graph | NotTraceableError
-Paths = dict[int, str]
 Reads = dict[tuple[int, str], Any]
-Facts = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+Facts = tuple[tuple[tuple[str, ...], tuple[tuple[str, Any], ...]], ...]
+
+# past `reported`, which every other read of a module's attribute goes through while installed
+_get = object.__getattribute__
 
 
 class Memo:
@@ -37,6 +40,7 @@ class Memo:
         self._known: dict[Hashable, list[tuple[bool | None, Facts, Result]]] = defaultdict(list)
         self._reads: Reads = {}
         self._listening = False
+        self._first: Paths | None = None
 
     def recall(
         self, scope: nn.Module, training: bool, given: Given, trace: Callable[[Paths], fx.Graph]
@@ -62,7 +66,7 @@ class Memo:
         result: Result | None = next(alike, None)
         if result is None:
             self._reads = {}
-            paths = _paths(scope)
+            paths = self._paths(scope)
             try:
                 result = trace(paths)
             except NotTraceableError as error:
@@ -73,14 +77,23 @@ class Memo:
             raise result
         return result
 
+    def _paths(self, scope: nn.Module) -> Paths:
+        """Return the paths within `scope`; most scopes are parts of the first one."""
+        if self._first is None:
+            self._first = Paths(scope)
+        return self._first.below(scope)
+
     def _facts(self, paths: Paths) -> Facts:
         """Return what was read, by the path of the module that it was read from."""
         fields: dict[str, list[tuple[str, Any]]] = defaultdict(list)
         for (key, name), fact in self._reads.items():
+            path = paths.get(key)
             # the trace itself sets `training` of the scope
-            if key in paths and (paths[key], name) != ("", "training"):
-                fields[paths[key]].append((name, fact))
-        return tuple((path, tuple(found)) for path, found in fields.items())
+            if path is not None and (path, name) != ("", "training"):
+                fields[path].append((name, fact))
+        return tuple(
+            (tuple(path.split(".")) if path else (), tuple(found)) for path, found in fields.items()
+        )
 
     @contextmanager
     def listening(self, on: bool = True) -> Iterator[None]:
@@ -94,13 +107,12 @@ class Memo:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Let modules report which of their attributes are read."""
-        read = object.__getattribute__
 
         def reported(module: nn.Module, name: str) -> Any:
             if self._listening and name[:2] != "__" and (id(module), name) not in self._reads:
                 if name in module.__dict__ or not hasattr(type(module), name):
                     self._reads[id(module), name] = _read(module, name)
-            return read(module, name)
+            return _get(module, name)
 
         nn.Module.__getattribute__ = reported  # type: ignore[method-assign, assignment]
         try:
@@ -109,31 +121,53 @@ class Memo:
             del nn.Module.__getattribute__
 
 
-def _paths(scope: nn.Module) -> Paths:
-    """Return the first path of each part of `scope`, as `named_modules` does, but quickly."""
-    found: Paths = {}
-    waiting = [("", scope)]
-    while waiting:
-        path, module = waiting.pop()
-        if id(module) in found:
-            continue
-        found[id(module)] = path
-        prefix = path + "." if path else ""
-        children = module.__dict__["_modules"].items()
-        waiting += [(prefix + n, child) for n, child in reversed(children) if child is not None]
-    return found
+class Paths:
+    """The first path of each part of a module, by its `id`; as `named_modules`, but quickly."""
+
+    def __init__(self, scope: nn.Module) -> None:
+        self._found: dict[int, str] = {}
+        self._prefix = ""
+        self._tree = True
+        waiting = [("", scope)]
+        while waiting:
+            path, module = waiting.pop()
+            if id(module) in self._found:
+                self._tree = False
+                continue
+            self._found[id(module)] = path
+            prefix = path + "." if path else ""
+            children = _get(module, "__dict__")["_modules"].items()
+            waiting += [(prefix + n, part) for n, part in reversed(children) if part is not None]
+
+    def get(self, key: int) -> str | None:
+        """Return the path; None of what is no part."""
+        path = self._found.get(key)
+        if path is None or not self._prefix:
+            return path
+        if path + "." == self._prefix:
+            return ""
+        return path[len(self._prefix) :] if path.startswith(self._prefix) else None
+
+    def below(self, scope: nn.Module) -> Paths:
+        """Return the paths within `scope`, read off these where no module has two of them."""
+        path = self._found.get(id(scope))
+        if path is None or not self._tree:
+            return Paths(scope)
+        part = copy.copy(self)
+        part._prefix = path + "." if path else ""
+        return part
 
 
-def _agrees(scope: nn.Module, path: str, fields: Sequence[tuple[str, Any]]) -> bool:
+def _agrees(scope: nn.Module, path: Sequence[str], fields: Sequence[tuple[str, Any]]) -> bool:
     module: nn.Module | None = scope
-    for part in path.split(".") if path else ():
-        module = module._modules.get(part) if module is not None else None
+    for part in path:
+        module = _get(module, "__dict__")["_modules"].get(part) if module is not None else None
     return module is not None and all(_read(module, name) == fact for name, fact in fields)
 
 
 def _read(module: nn.Module, name: str) -> Any:
     """Return what of an attribute a trace can depend on."""
-    attributes = module.__dict__
+    attributes = _get(module, "__dict__")
     if name in attributes:
         return _fact(attributes[name])
     for holder in _HELD:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import gc
 import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -60,7 +61,7 @@ def trace_scopes(work: Callable[[Trace], _T]) -> _T:
         NotTraceableError: By `trace`: the forward decides on tensor sizes or values itself.
     """
     session = _Session()
-    with _nothing_wrapped(), session.memo.installed():
+    with _nothing_wrapped(), _no_garbage_collection(), session.memo.installed():
         return session.run(work)
 
 
@@ -294,6 +295,18 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         return list(one) == list(other) and _same([*one.values()], [*other.values()])
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep Python from looking for garbage among the thousands of nodes that a session makes."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
