@@ -54,25 +54,7 @@ class ShiftConsistency(Metric):
         self.log("shift_consistency", self.consistency)
     ```
 
-    MMEngine with mmpretrain, as a hook; the validation pipeline must end in 256 px crops:
-
-    ```python
-    class ShiftConsistencyHook(mmengine.hooks.Hook):
-        def before_val_epoch(self, runner):
-            self.model = getattr(runner.model, "module", runner.model)  # out of its DDP wrapper
-            self.metric = ShiftConsistency().to(next(self.model.parameters()).device)
-
-        @torch.no_grad()
-        def after_val_iter(self, runner, batch_idx, data_batch, outputs):
-            data = self.model.data_preprocessor(data_batch)
-            indices = [sample.sample_idx for sample in data["data_samples"]]
-            for a, b in shift_pairs(data["inputs"], indices):
-                self.metric.update(self.model(a), self.model(b))
-
-        def after_val_epoch(self, runner, metrics):
-            value = metrics["shift_consistency"] = float(self.metric.compute())
-            runner.message_hub.update_scalar("val/shift_consistency", value)  # for the log
-    ```
+    MMPretrain has a hook for it: `aa_surgery.mmpretrain.ShiftConsistencyHook`.
     """
 
     is_differentiable = False

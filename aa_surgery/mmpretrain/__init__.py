@@ -13,11 +13,20 @@ if _MISSING:
         'Install with: pip install "aa-surgery[mmpretrain]"'
     )
 
+from aa_surgery.mmpretrain.consistency import ShiftConsistency, ShiftConsistencyHook
 from aa_surgery.mmpretrain.flag import antialiased, read_flags
+from aa_surgery.mmpretrain.hooks import AntialiasHook, AntialiasWarmupHook
 from aa_surgery.mmpretrain.torch_load import trust_runner_checkpoints
 from aa_surgery.mmpretrain.zoo import list_in_zoo
 
-__all__ = ["antialiased", "list_in_zoo"]
+__all__ = [
+    "AntialiasHook",
+    "AntialiasWarmupHook",
+    "ShiftConsistency",
+    "ShiftConsistencyHook",
+    "antialiased",
+    "list_in_zoo",
+]
 
 trust_runner_checkpoints()
 read_flags()

@@ -32,8 +32,8 @@ def trust_runner_checkpoints() -> None:
     """
     if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
         return  # torch < 2.6 loads anything by default, and cannot take names for what it trusts
-    arrays = np.array(0).__reduce__()[0]
-    scalars = np.float64(0).__reduce__()[0]
+    arrays: Any = np.array(0).__reduce__()[0]
+    scalars: Any = np.float64(0).__reduce__()[0]
     types: list[Any] = [HistoryBuffer, np.ndarray, np.dtype]
     types += {type(np.dtype(kind)) for kind in (bool, int, float, np.int32, np.float32)}
     named = [
