@@ -26,6 +26,10 @@ MM = {
     "MMPretrain MobileOne": lambda: MobileOne("s0", out_indices=(3,)),
     "MMPretrain RepVGG": lambda: RepVGG("A0", out_indices=(3,)),
 }
+MERGED = {
+    "MMPretrain MobileOne": lambda: MobileOne("s0", out_indices=(3,), deploy=True),
+    "MMPretrain RepVGG": lambda: RepVGG("A0", out_indices=(3,), deploy=True),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +103,24 @@ def test_switch_to_deploy(kind: str) -> None:
     assert not any("branch_norm" in name for name, _ in model.named_modules())
     assert_close(run(model, x), expected)
     assert audit(model, x).untreated == ()
+
+
+@pytest.mark.parametrize("kind", MM)
+def test_a_model_built_in_its_merged_form_takes_the_weights(kind: str) -> None:
+    model, x = settled(nn.Sequential(MM[kind]())), image("")
+    expected = run(apply_antialias(model), x)
+    model[0].switch_to_deploy()
+    merged = nn.Sequential(MERGED[kind]()).eval()
+    merged.load_state_dict(model.state_dict())
+    assert_close(run(apply_antialias(merged), x), expected)
+
+
+def test_a_timm_model_built_in_its_merged_form_takes_the_weights() -> None:
+    model = apply_antialias(build("fastvit_t8"))
+    expected = run(model, image("fastvit_t8"))
+    merged = timm.create_model("fastvit_t8", num_classes=10, inference_mode=True).eval()
+    merged.load_state_dict(reparameterize_model(model).state_dict())
+    assert_close(run(apply_antialias(merged), image("fastvit_t8")), expected)
 
 
 def test_a_model_that_fuses_itself() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ from aa_surgery.sweep import (
     Row,
     Subject,
     coverage,
+    installed_sources,
+    openmmlab,
     problems,
     read_results,
     run_sweep,
@@ -78,7 +81,28 @@ def test_the_catalogue_is_complete() -> None:
     hosts = {name.partition("-")[0] for name in names["outside"]}
     assert {"transformers:swin", "transformers:pvt", "smp:unet", "smp:fpn"} <= hosts
     assert len(names["outside"]) >= 12
+    assert {"LeNet5", "resnet18_8xb32_in1k", "byol_resnet50_16xb256-coslr-200e_in1k"} <= names[
+        "mmpretrain"
+    ]
+    assert len(names["mmpretrain"]) > 300
     assert list(found) == sorted(found)
+
+
+def test_a_library_that_is_missing_is_left_out_until_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert installed_sources() == SOURCES
+    monkeypatch.setattr(
+        "aa_surgery.sweep.catalogue.find_spec", lambda name: None if name == "mmpretrain" else name
+    )
+    assert "mmpretrain" not in installed_sources()
+    assert {s.source for s in subjects()} == set(SOURCES) - {"mmpretrain"}
+    monkeypatch.setitem(sys.modules, "mmpretrain", None)
+    openmmlab._registry.cache_clear()
+    openmmlab._index.cache_clear()
+    openmmlab.names.cache_clear()
+    with pytest.raises(InputError, match=r"aa-surgery\[mmpretrain\]"):
+        subjects(["mmpretrain"])
 
 
 def test_patterns_and_sources_choose() -> None:

@@ -129,6 +129,8 @@ def regroup(axes: Axes, shape: Sequence[int]) -> Axes:
     An axis that cuts across atoms (the skewing of relative positions) is unknown, and so are those
     behind it; the first of them stands for all the positions that they hold.
     """
+    if 0 in shape:
+        return tuple(atom(UNKNOWN, n)[:1] for n in shape)  # nothing is left to follow
     rest = [a for axis in axes for a in axis][::-1]
     out: list[Axis] = []
     for i, size in enumerate(shape):

@@ -29,7 +29,8 @@ def add_sweep(commands: Any) -> Any:
         parser.add_argument(name, nargs="+", default=default, help=text, **kwargs)
 
     add_list("--only", (), "only architectures with such names", metavar="PATTERN")
-    add_list("--source", package.SOURCES, "default: all", choices=package.SOURCES)
+    sources = package.installed_sources()
+    add_list("--source", sources, "default: what is installed", choices=package.SOURCES)
     add_list("--laws", package.LAWS, "default: both", choices=package.LAWS)
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="worker processes (default: %(default)s)"
@@ -77,7 +78,7 @@ def _command(args: argparse.Namespace) -> str:
     """Return the command line, without what changes nothing in the table."""
     words = ["aa-surgery", "sweep"]
     for option, given, default in (
-        ("--source", args.source, package.SOURCES),
+        ("--source", args.source, package.installed_sources()),
         ("--laws", args.laws, package.LAWS),
         ("--only", args.only, ()),
     ):

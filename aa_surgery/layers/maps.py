@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aa_surgery.filters import Filter
@@ -37,7 +38,8 @@ class AverageBlurPool(BlurPool):
     r"""Low-pass and subsample in the place of an average pool, with its output shape.
 
     The filter's centre is put where the average's window has its own, $i s - p + (k - 1)/2$, or
-    half a pixel before it where the two lengths differ in parity.
+    half a pixel before it where the two lengths differ in parity. Below strength 1 the output is
+    the mean of what the filter and the average give, weighted with strength and the rest.
 
     Source: Zhang 2019 (arXiv:1904.11486), section 3.2: AvgPool becomes BlurPool.
 
@@ -68,13 +70,65 @@ class AverageBlurPool(BlurPool):
             -math.ceil((k - 1) / 2 - p - (len(t) - 1) / 2 - 0.5)
             for k, p, t in zip(self.kernel_size, self.padding, self.taps, strict=True)
         )
+        self.averages = False
+        self.average_share: Tensor
+        # there at every strength, since EMA copies pair buffers by their order
+        self.register_buffer("average_share", self.kernel.new_zeros(()), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the filtered and subsampled map, of the average pool's shape."""
+    def init_non_persistent_buffers(self) -> None:
+        """Fill kernel and share again, as timm asks of a model that left the meta device."""
+        super().init_non_persistent_buffers()
+        self.set_strength(self.strength)
+
+    def set_strength(self, strength: float) -> None:
+        """Mix the average with the filter's output from now on, in place; 1 is the filter alone.
+
+        Args:
+            strength: The filter's share, 0 to 1.
+        """
+        self.strength = strength
+        self.averages = strength != 1
+        self.average_share.fill_(1 - strength)
+
+    def forward(
+        self, x: Tensor, count_include_pad: bool = True, divisor_override: int | None = None
+    ) -> Tensor:
+        """Return the filtered and subsampled map, of the average pool's shape.
+
+        The arguments are those of the average, whose share is in the output below strength 1.
+        """
         size = pooled_sizes(
             x.shape[2:], self.kernel_size, self.stride, self.padding, self.ceil_mode
         )
-        return AF.blur(x, self.kernel, self.taps, self.stride, self.padding_mode, self.before, size)
+        y = AF.blur(x, self.kernel, self.taps, self.stride, self.padding_mode, self.before, size)
+        if not self.averages:
+            return y
+        average = _average(
+            x,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            count_include_pad,
+            divisor_override,
+        )
+        return torch.lerp(y, average, self.average_share.to(y.dtype))
+
+
+def _average(
+    x: Tensor,
+    kernel: Ints,
+    stride: Ints,
+    padding: Ints,
+    ceil_mode: bool,
+    counts: bool,
+    divisor: int | None,
+) -> Tensor:
+    if len(kernel) == 1:
+        return F.avg_pool1d(x, kernel, stride, padding, ceil_mode, counts)
+    if len(kernel) == 3:
+        return F.avg_pool3d(x, kernel, stride, padding, ceil_mode, counts, divisor)
+    return F.avg_pool2d(x, kernel, stride, padding, ceil_mode, counts, divisor)
 
 
 def dense_space_to_depth(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from aa_surgery.errors import FilterError, InputError
-from aa_surgery.filters import Filter, kernel_nd, resolve_filter
+from aa_surgery.filters import Filter, Taps, kernel_nd, resolve_filter
 from aa_surgery.layers import functional as AF
 
 __all__ = [
@@ -26,7 +26,7 @@ class BlurPool(nn.Module):
 
     $y[i] = \sum_n h_n\, x[i s + n - b]$, separably in each axis, $b = \lfloor (m-1)/2 \rfloor$ for
     a filter of `m` taps; the output has `ceil(size / stride)` samples. The kernel is a
-    non-persistent buffer: the layer adds no key to a state_dict.
+    non-persistent buffer: the layer adds no key to a state_dict. `set_strength` weakens the filter.
 
     Source: Zhang 2019 (arXiv:1904.11486), section 3.2.
 
@@ -69,13 +69,26 @@ class BlurPool(nn.Module):
         self.rate = tuple(rate) if rate is not None else self.stride
         self.padding_mode = padding_mode
         self.channels_last = channels_last
-        self.taps = tuple(self.filter.taps(r) for r in self.rate)
+        self.full_taps = tuple(self.filter.taps(r) for r in self.rate)
+        self.taps = self.full_taps
+        self.strength = 1.0
         kernel = kernel_nd(self.taps, dtype or torch.get_default_dtype()).to(device)
         self.register_buffer("kernel", kernel, persistent=False)
 
     def init_non_persistent_buffers(self) -> None:
         """Fill the kernel again, as timm asks of a model that left the meta device."""
         self.kernel.copy_(kernel_nd(self.taps, self.kernel.dtype))
+
+    def set_strength(self, strength: float) -> None:
+        r"""Filter each axis with $(1 - a)\,\delta + a h$ from now on, in place; 1 is the filter.
+
+        Args:
+            strength: `a`, 0 to 1.
+        """
+        self.strength = strength
+        self.taps = tuple(_weakened(taps, strength) for taps in self.full_taps)
+        with torch.no_grad():
+            self.kernel.copy_(kernel_nd(self.taps, self.kernel.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the filtered and subsampled map, laid out as `x`."""
@@ -87,13 +100,17 @@ class BlurPool(nn.Module):
         return self._blurred_channels_first(x)
 
     def _blurred_channels_first(self, x: Tensor) -> Tensor:
-        return AF.blur(x, self.kernel, self.taps, self.stride, self.padding_mode)
+        # a compiled graph reads the kernel; that of other taps would be compiled for each strength
+        taps = self.full_taps if torch.compiler.is_compiling() else self.taps
+        return AF.blur(x, self.kernel, taps, self.stride, self.padding_mode)
 
     def extra_repr(self) -> str:
         """Return what `repr` shows of the layer."""
         rate = f", rate={self.rate}" if self.rate != self.stride else ""
+        strength = f", strength={self.strength:g}" if self.strength != 1 else ""
         return (
-            f"{self.filter.name!r}, stride={self.stride}{rate}, padding_mode={self.padding_mode!r}"
+            f"{self.filter.name!r}, stride={self.stride}{rate}, "
+            f"padding_mode={self.padding_mode!r}{strength}"
         )
 
 
@@ -196,6 +213,14 @@ class MaxBlurPool3d(MaxBlurPool1d):
     """`MaxBlurPool1d` over three axes."""
 
     _ndim = 3
+
+
+def _weakened(taps: Taps, strength: float) -> Taps:
+    """Return the taps mixed with the one that keeps the sample; the very taps at strength 1."""
+    if strength == 1:
+        return taps
+    own = (len(taps) - 1) // 2
+    return tuple((1 - strength) * (n == own) + strength * tap for n, tap in enumerate(taps))
 
 
 def _each_axis(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:

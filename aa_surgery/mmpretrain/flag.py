@@ -10,6 +10,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -138,12 +139,13 @@ def _warn_if_frozen(model: nn.Module, where: str) -> None:
         if plan
         else []
     )
-    frozen = [
-        name
-        for name in names
-        if (weights := list(model.get_submodule(name).parameters()))
-        and not any(weight.requires_grad for weight in weights)
-    ]
+    with _as_in_training(model):
+        parts = {name: list(model.get_submodule(name).parameters()) for name in names}
+        frozen = [
+            name
+            for name, weights in parts.items()
+            if weights and not any(weight.requires_grad for weight in weights)
+        ]
     if frozen:
         warnings.warn(
             f"{where}: {len(frozen)} treated sites have frozen weights, which cannot adapt to the "
@@ -151,6 +153,21 @@ def _warn_if_frozen(model: nn.Module, where: str) -> None:
             f"{KEY}=dict(exclude={frozen[:4]}).",
             stacklevel=5,
         )
+
+
+@contextmanager
+def _as_in_training(model: nn.Module) -> Iterator[None]:
+    """Have stages frozen for a while: most of MMPretrain's backbones do that in `train()` only."""
+    modes = [(module, module.training) for module in model.modules()]
+    learning = [(weights, weights.requires_grad) for weights in model.parameters()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for weights, learns in learning:
+            weights.requires_grad = learns
 
 
 def _path() -> str:

@@ -10,7 +10,11 @@ __all__ = ["blur_after_max", "blur_for_average"]
 
 def blur_after_max(site: Site, options: Options) -> Edit | Left | None:
     """Take the maximum at stride 1, then blur and subsample (Zhang 2019, MaxBlurPool)."""
-    return options.dense_then_blur(site, site.back) if site.op == "max_pool" else None
+    if site.op != "max_pool":
+        return None
+    if site.opaque:
+        return options.blur_before(site, site.opaque)
+    return options.dense_then_blur(site, site.back)
 
 
 def blur_for_average(site: Site, options: Options) -> Edit | Left | None:
@@ -20,6 +24,8 @@ def blur_for_average(site: Site, options: Options) -> Edit | Left | None:
     """
     if site.op != "avg_pool":
         return None
+    if site.opaque:
+        return options.blur_before(site, site.opaque)
     if options.placement == "post" or options.filter.is_identity:
         return options.dense_then_blur(site, site.back)
     return options.edit(site, "replace", blur_stride=site.stride, rate=site.stride)

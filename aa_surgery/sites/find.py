@@ -10,6 +10,8 @@ from torch import fx, nn
 from aa_surgery.layers import BlurPool
 from aa_surgery.sites.flow import Flow, Spot
 from aa_surgery.sites.functions import read_node
+from aa_surgery.sites.kinds import has_two_forms, is_getitem, is_size_read
+from aa_surgery.sites.leaves import called_function
 from aa_surgery.sites.modules import plain_forward, read_conv_like, read_module
 from aa_surgery.sites.site import Site, Unread
 from aa_surgery.sites.unread import read_patch_embedding, unread_forwards
@@ -108,8 +110,25 @@ def _function_sites(
             given=flow.given(module),
             **fields,
         )
-        found.append(_with_surroundings(site, spot, flow))
+        site = _with_surroundings(site, spot, flow)
+        if owner is not None and _measures_its_output(node, site, module):
+            site = replace(site, activation=None, opaque=_MEASURES.format(kind))
+        found.append(site)
     return found
+
+
+_MEASURES = "{}.forward makes something of its output's size, which is another at stride 1"
+
+
+def _measures_its_output(node: fx.Node, site: Site, module: nn.Module) -> bool:
+    """Tell whether a helper is given the size of an op's output, which the dense op changes."""
+    sizes = [user for user in node.users if is_size_read(user)]
+    if not sizes or not site.kernel:
+        return False
+    sizes += [item for size in sizes for item in size.users if is_getitem(item)]
+    helped = any(called_function(user, module) for size in sizes for user in size.users)
+    windows = zip(site.kernel, site.dilation, site.padding, strict=True)
+    return helped and any(2 * pad != dilation * (size - 1) for size, dilation, pad in windows)
 
 
 def _with_surroundings(site: Site, spot: Spot, flow: Flow) -> Site:
@@ -120,6 +139,8 @@ def _with_surroundings(site: Site, spot: Spot, flow: Flow) -> Site:
         spot = Spot(spot.path, next(n for n in nodes if n.name == site.merged))
         through = ("norm", "linear")
     follows, linear, activation = flow.after_op(spot, through)
+    if has_two_forms(flow.modules[site.scope]):
+        activation = None
     if site.merged and not follows:
         site = replace(site, merged="")
     return replace(

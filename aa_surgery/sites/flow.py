@@ -17,6 +17,7 @@ from aa_surgery.sites.kinds import (
     is_norm,
     is_size_read,
     own_forward,
+    reads_map_size,
     role_of_function,
     role_of_module,
 )
@@ -176,7 +177,7 @@ class Flow:
         here = start
         for _ in range(_MAX_STEPS):
             uses = self.uses(here)
-            if not uses or len(uses) != 1 or self._is_tap(here):
+            if not uses or len(uses) != 1 or self._is_tap(here) or self._is_measured(here):
                 break
             spot = uses[0]
             if spot.node.op == "call_module":
@@ -194,6 +195,15 @@ class Flow:
 
     def _is_tap(self, spot: Spot) -> bool:
         return spot.node.op == "call_module" and self.name_of(spot) in self._taps
+
+    def _is_measured(self, spot: Spot) -> bool:
+        """Tell whether a forward reads the size of the map: it shall be that of the blurred one."""
+        if reads_map_size(spot.node):
+            return True
+        if not any(user.op == "output" for user in spot.node.users):
+            return False
+        calls = self.calls(self.modules[spot.path])
+        return len(calls) == 1 and self._is_measured(calls[0])
 
     def anchor(self, spot: Spot) -> Anchor:
         """Return where a blur of a node's value stands best.

@@ -21,9 +21,12 @@ __all__ = [
     "UNFOLDS",
     "arguments",
     "each_axis",
+    "has_two_forms",
     "is_container",
     "is_norm",
     "own_forward",
+    "pads_to_same",
+    "reads_map_size",
     "role_of_function",
     "role_of_module",
 ]
@@ -153,14 +156,51 @@ def is_size_read(node: fx.Node) -> bool:
     )
 
 
+def reads_map_size(node: fx.Node) -> bool:
+    """Tell whether the forward makes something of the height or width of a node's value."""
+    for read in node.users:
+        if not is_size_read(read) or (read.target is getattr and read.args[1] != "shape"):
+            continue
+        if read.op == "call_method" and (read.target != "size" or len(read.args) > 1):
+            if read.target == "size" and read.users and read.args[1] not in (0, 1):
+                return True
+            continue
+        if any(not is_getitem(u) or (u.users and u.args[1] not in (0, 1)) for u in read.users):
+            return True
+    return False
+
+
 def is_container(module: nn.Module) -> bool:
     """Tell whether `module` is a plain container of torch, whose forward only calls children."""
     return isinstance(module, nn.Sequential)
 
 
+def has_two_forms(module: nn.Module) -> bool:
+    """Tell whether the block exists as branches, and merged into one op (RepVGG, MobileOne).
+
+    Both forms shall be treated alike, so that the weights of one serve the other. The branches'
+    activation is behind their sum, so a blur stands before them; so it does before the one op.
+    """
+    return hasattr(module, "reparameterize") or hasattr(module, "switch_to_deploy")
+
+
 def own_forward(module: nn.Module) -> bool:
-    """Tell whether the module's class brings a forward of its own, not one of `torch.nn`."""
-    return not (type(module).forward.__module__ or "").startswith("torch.nn.modules")
+    """Tell whether the class brings a forward of its own: not one of `torch.nn`, nor one known."""
+    inherited = (type(module).forward.__module__ or "").startswith("torch.nn.modules")
+    return not inherited and not pads_to_same(module)
+
+
+# forwards that only pad before they convolve: to ceil(n / stride) samples, as TensorFlow does
+_SAME_PADDED = {
+    ("mmcv.cnn.bricks.conv2d_adaptive_padding", "Conv2dAdaptivePadding.forward"),
+}
+
+
+def pads_to_same(module: nn.Module) -> bool:
+    """Tell whether the module is a convolution that computes its own SAME padding as it runs."""
+    forward = type(module).forward
+    name = getattr(forward, "__qualname__", "")
+    return (forward.__module__, name) in _SAME_PADDED
 
 
 def arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,7 +12,14 @@ from typing import Any
 
 from torch import fx, nn
 
-__all__ = ["SELF", "Leaf", "called_function", "deciding_function", "recorded_calls"]
+__all__ = [
+    "SELF",
+    "Leaf",
+    "called_function",
+    "deciding_function",
+    "in_static_method",
+    "recorded_calls",
+]
 
 SELF = "aa_self"
 """The attribute that stands for the scope itself in a graph: the owner of a method's call."""
@@ -19,7 +27,7 @@ SELF = "aa_self"
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """A function of a module's namespace, or a method of a class: where callers look it up."""
+    """A function of a module's namespace, or of a class: where callers look it up."""
 
     holder: Any
     name: str
@@ -29,9 +37,16 @@ class Leaf:
         return same and self.name == other.name  # type: ignore[attr-defined]
 
     @property
+    def is_static(self) -> bool:
+        """Whether it is a static method, of whatever class."""
+        return isinstance(self.holder, type) and isinstance(
+            vars(self.holder)[self.name], staticmethod
+        )
+
+    @property
     def is_method(self) -> bool:
-        """Whether it is a method."""
-        return isinstance(self.holder, type)
+        """Whether it is a method of the scope."""
+        return isinstance(self.holder, type) and not self.is_static
 
 
 def deciding_function(error: BaseException, scope: nn.Module) -> Leaf | None:
@@ -42,7 +57,7 @@ def deciding_function(error: BaseException, scope: nn.Module) -> Leaf | None:
         frames.append(traceback.tb_frame)
         traceback = traceback.tb_next
     for caller, frame in reversed(list(itertools.pairwise(frames))):
-        if frame.f_globals.get("__name__", "").startswith(("torch.", "aa_surgery")):
+        if _is_ours(frame):
             continue
         holders: list[tuple[Any, Mapping[str, Any]]] = [(caller.f_globals, caller.f_globals)]
         holders += [(cls, vars(cls)) for cls in type(scope).__mro__]
@@ -50,7 +65,38 @@ def deciding_function(error: BaseException, scope: nn.Module) -> Leaf | None:
             for name, value in names.items():
                 if isinstance(value, types.FunctionType) and value.__code__ is frame.f_code:
                     return None if name == "forward" else Leaf(holder, name)
+        static = _static_method(caller, frame)
+        if static is not None:
+            return static
     return None
+
+
+def in_static_method() -> bool:
+    """Tell whether the host's code that runs now is a static method's, which has no module."""
+    frame: types.FrameType | None = inspect.currentframe()
+    while frame is not None and _is_ours(frame):
+        frame = frame.f_back
+    caller = None if frame is None else frame.f_back
+    return caller is not None and _static_method(caller, frame) is not None
+
+
+def _is_ours(frame: types.FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith(("torch.", "aa_surgery"))
+
+
+def _static_method(caller: types.FrameType, frame: types.FrameType | None) -> Leaf | None:
+    """Return what runs in `frame`, if it is a static method of a class that `caller` can name."""
+    code = None if frame is None else frame.f_code
+    for holder in caller.f_globals.values():
+        if isinstance(holder, type):
+            for name, value in vars(holder).items():
+                if isinstance(value, staticmethod) and _code(value) is code:
+                    return Leaf(holder, name)
+    return None
+
+
+def _code(function: staticmethod[..., Any]) -> types.CodeType | None:
+    return getattr(function.__func__, "__code__", None)
 
 
 @contextmanager
@@ -61,6 +107,10 @@ def recorded_calls(leaves: Iterable[Leaf], scope: nn.Module) -> Iterator[None]:
             if leaf.is_method:
                 original = vars(leaf.holder)[leaf.name]
                 setattr(leaf.holder, leaf.name, _recorded_method(original, leaf.name, scope))
+                stack.callback(setattr, leaf.holder, leaf.name, original)
+            elif leaf.is_static:
+                original = vars(leaf.holder)[leaf.name]
+                setattr(leaf.holder, leaf.name, staticmethod(_recorded(original.__func__)))
                 stack.callback(setattr, leaf.holder, leaf.name, original)
             else:
                 original = leaf.holder[leaf.name]

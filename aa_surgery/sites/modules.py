@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from aa_surgery.sites.kinds import each_axis
+from aa_surgery.sites.kinds import each_axis, pads_to_same
 
 __all__ = ["plain_forward", "read_conv_like", "read_module", "read_resize"]
 
@@ -46,7 +46,9 @@ def read_module(module: nn.Module) -> dict[str, Any] | None:
 
 
 def plain_forward(module: nn.Module) -> bool:
-    """Tell whether the module computes what its `torch.nn` class computes."""
+    """Tell whether the module computes what its `torch.nn` class computes, padding aside."""
+    if pads_to_same(module):
+        return True
     cls = type(module)
     if not (cls.forward.__module__ or "").startswith("torch.nn.modules"):
         return False

@@ -17,7 +17,7 @@ from torch.fx import _symbolic_trace
 from torch.fx.proxy import TraceError
 
 from aa_surgery.errors import NotTraceableError
-from aa_surgery.sites.leaves import Leaf, deciding_function, recorded_calls
+from aa_surgery.sites.leaves import Leaf, deciding_function, in_static_method, recorded_calls
 from aa_surgery.sites.memo import Memo, Paths
 from aa_surgery.sites.site import Given
 
@@ -170,6 +170,16 @@ class _Attribute(fx.proxy.Attribute):
     __getattr__ = _Proxy.__getattr__
     __iter__ = _Proxy.__iter__
 
+    def __bool__(self) -> bool:
+        """Follow the branch without gradients, where a forward asks so as to checkpoint itself.
+
+        The read stays in the graph, so that a rewritten forward is checkpointed too.
+        """
+        if self.attr != "requires_grad":
+            return super().__bool__()
+        self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {})
+        return False
+
 
 @cache
 def _unpackings(code: types.CodeType) -> dict[int, int]:
@@ -240,6 +250,8 @@ class _ScopeTracer(fx.Tracer):
             a = self.read(a)
             if isinstance(a, fx.Proxy):
                 return a.node
+            if in_static_method():
+                raise TraceError("a static method reads a tensor that the scope does not hold")
         return super().create_arg(a) if kind is not dict or a else {}
 
     def _proxy_placeholder(

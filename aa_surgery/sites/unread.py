@@ -18,10 +18,18 @@ _WAY_OUT = (
     "what it subsamples itself stays as it is. Do that in a module (nn.AvgPool2d, nn.Conv2d), or "
     "blur in front of it with aa_surgery.layers.BlurPool2d(stride=1)"
 )
-# merges that no trace can tell from joining the heads of an attention: reshapes to (B, N, -1)
+# merges that no trace can tell from joining the heads of an attention: reshapes to (B, N, -1);
+# and one of a picture that only a loss reads
+_PIXELS = "pixel tokens in window order become the channels of patch tokens, by a reshape"
 _TOKEN_MERGES = {
-    "timm.models.tnt.TNT": "pixel tokens in window order become the channels of patch tokens",
-    "timm.models.tnt.Block": "pixel tokens in window order become the channels of patch tokens",
+    "timm.models.tnt.TNT": _PIXELS,
+    "timm.models.tnt.Block": _PIXELS,
+    "mmpretrain.models.backbones.tnt.TNT": _PIXELS,
+    "mmpretrain.models.backbones.tnt.TnTLayer": _PIXELS,
+    "mmpretrain.models.backbones.hivit.PatchMerge": "it merges tokens in window order, whose "
+    "neighbours in the map are not at hand, and may be masked",
+    "mmpretrain.models.heads.spark_head.SparKPretrainHead": "it cuts the picture that a loss aims "
+    "at into patches, with every pixel",
 }
 _SAMPLING_NAMES = ("conv", "pool", "interpolate", "unfold", "unshuffle", "resize")
 
@@ -34,11 +42,11 @@ def unread_forwards(flow: Flow) -> tuple[Unread, ...]:
     found = []
     for path, module in flow.modules.items():
         kind = type(module).__name__
-        if path in flow.failures:
-            found.append(Unread(path, kind, f"{flow.failures[path]}; {_WAY_OUT}"))
         merge = _TOKEN_MERGES.get(f"{type(module).__module__}.{kind}")
         if merge:
-            found.append(Unread(path, kind, f"{merge}, by a reshape; {_WAY_OUT}"))
+            found.append(Unread(path, kind, f"{merge}; {_WAY_OUT}"))
+        elif path in flow.failures:
+            found.append(Unread(path, kind, f"{flow.failures[path]}; {_WAY_OUT}"))
         for name in _sampling_functions(flow.graphs.get(path), module):
             reason = f"{name}() decides on sizes, so it is called as it is; {_WAY_OUT}"
             found.append(Unread(path, kind, reason))

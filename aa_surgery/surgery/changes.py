@@ -12,10 +12,11 @@ from aa_surgery.layers.maps import AverageBlurPool, BlurMaps
 from aa_surgery.layers.pools import BlurPool
 from aa_surgery.rules import Edit
 from aa_surgery.sites import Anchor, Site
+from aa_surgery.sites.kinds import pads_to_same
 from aa_surgery.surgery.forward import GraphEdit
 from aa_surgery.surgery.plan import Plan
 
-__all__ = ["Change", "changes_of", "conv_padding"]
+__all__ = ["Change", "changes_of", "conv_op", "conv_padding"]
 
 
 @dataclass
@@ -60,9 +61,11 @@ def _place_op(changes: dict[str, Change], edit: Edit, model: nn.Module) -> None:
     if site.node:
         changes[site.scope].graph_edits.append(GraphEdit(edit, "op", site.node, given=site.given))
         return
-    change = changes[site.name]
-    change.op = "resample" if edit.placement == "resample" else site.op
-    change.numbers = _numbers(edit, model.get_submodule(site.name))
+    change, module = changes[site.name], model.get_submodule(site.name)
+    change.op = conv_op(module) if site.op == "conv" else site.op
+    if edit.placement == "resample":
+        change.op = "resample"
+    change.numbers = _numbers(edit, module)
 
 
 def _numbers(edit: Edit, module: Any) -> dict[str, tuple[int, ...]]:
@@ -78,6 +81,11 @@ def _numbers(edit: Edit, module: Any) -> dict[str, tuple[int, ...]]:
     if edit.pool_kernel:
         numbers["pool_kernel"] = edit.pool_kernel
     return numbers
+
+
+def conv_op(conv: nn.Module) -> str:
+    """Return the key of `OPS` by which a convolution runs at another stride."""
+    return "same_conv" if pads_to_same(conv) else "conv"
 
 
 def conv_padding(conv: Any) -> tuple[int, ...]:

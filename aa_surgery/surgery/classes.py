@@ -90,9 +90,10 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
         methods["_aa_training_forward"] = _named(training, "_aa_training_forward")
         methods["forward"] = _calling(evaluating, _BY_MODE)
     if recipe.wrapped:
-        inner = methods.get("forward", host.forward)
+        name = _innermost(host)
+        inner = methods.get(name, getattr(host, name))
         methods["_aa_inner_forward"] = _named(inner, "_aa_inner_forward")
-        methods["forward"] = _calling(inner, _WRAPPED)
+        methods[name] = _named(_calling(inner, _WRAPPED), name)
     methods.update({method: partialmethod(_rebuild_blurred, method) for method in recipe.guarded})
     about = {
         "__module__": host.__module__,
@@ -102,7 +103,35 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
         "_aa_host": host,
         "_aa_recipe": recipe,
     }
-    return type(f"Antialiased{host.__name__}", (Antialiased, host), {**about, **methods})
+    mixin = _passing(host) if _calls_super_of_its_type(host.forward) else Antialiased
+    # the host's own bases by name, because MMEngine initialises layers by those of their class
+    bases = (mixin, host, *(base for base in host.__bases__ if base is not object))
+    return type(f"Antialiased{host.__name__}", bases, {**about, **methods})
+
+
+def _innermost(host: Any) -> str:
+    """Return the method that computes what the forward of `host` does.
+
+    Of torch's convolutions it is one that others call in the forward's stead, with weights of
+    their own (MMEngine's `efficient_conv_bn_eval`).
+    """
+    methods = (host.forward, getattr(host, "_conv_forward", None))
+    plain = all(getattr(m, "__module__", "") == "torch.nn.modules.conv" for m in methods)
+    return "_conv_forward" if plain else "forward"
+
+
+def _calls_super_of_its_type(forward: Any) -> bool:
+    """Tell whether a forward says `super(type(self), self)`, which a subclass leads in a circle."""
+    code = getattr(forward, "__code__", None)
+    return code is not None and {"super", "type"} <= set(code.co_names)
+
+
+def _passing(host: Any) -> type[Antialiased]:
+    """Return a mixin by which `super(type(self), self).forward` is what it is in the host.
+
+    MMPretrain's sparse layers say so. From the antialiased class, the search begins here.
+    """
+    return type("Antialiased", (Antialiased,), {"forward": super(host, host).forward})
 
 
 def _compiled(source: str) -> Callable[..., Any]:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import fx, nn
-from torch.fx.graph_module import _format_import_block
-from torch.package.importer import sys_importer
 
 from aa_surgery.errors import NotTraceableError
 from aa_surgery.layers.functional import dense_avg_pool, dense_max_pool
@@ -23,7 +19,7 @@ from aa_surgery.sites.kinds import AVG_POOLS, CONVS, INTERPOLATE, MAX_POOLS, arg
 from aa_surgery.sites.leaves import SELF
 from aa_surgery.sites.merging import read_reshape_merge, slice_merge, sliced_steps
 from aa_surgery.sites.tracer import Trace, trace_scopes
-from aa_surgery.surgery.classes import typed_signature
+from aa_surgery.surgery.source import source_of
 
 __all__ = ["GraphEdit", "rewritten_sources"]
 
@@ -114,36 +110,7 @@ def _source(graph: fx.Graph, path: str, edits: Sequence[GraphEdit], scope: nn.Mo
     # edits behind a node come first, so that the blur of a dense op stands behind the new node
     for change in sorted(edits, key=lambda c: c.action != "after"):
         _ACTIONS[change.action](graph, _node(graph, change.node, path), change)
-    _write_floats(graph)
-    _write_types(graph, scope)
-    graph.lint()
-    code = graph.python_code("self")
-    ours = [n for n, f in code.globals.items() if _module_of(f).startswith("aa_surgery.")]
-    imports = _format_import_block(code.globals, sys_importer)
-    # a later symbolic trace of the whole model shall record our functions, not enter them
-    wraps = "".join(f"\ntorch.fx.wrap({name!r})" for name in sorted(ours))
-    source = code.src.replace(f"self.{SELF}", "self")
-    return f"{imports}\nimport torch.fx{wraps}\n{source}"
-
-
-def _module_of(value: Any) -> str:
-    return getattr(value, "__module__", None) or ""
-
-
-def _write_floats(graph: fx.Graph) -> None:
-    """Spell the value that is padded as a float, which TorchScript asks for."""
-    for node in graph.nodes:
-        if node.target is F.pad and isinstance(node.kwargs.get("value"), int):
-            node.update_kwarg("value", float(node.kwargs["value"]))
-
-
-def _write_types(graph: fx.Graph, scope: nn.Module) -> None:
-    """Let annotations that are text in the host's file be the types that they name there."""
-    types = {p.name: p.annotation for p in typed_signature(type(scope).forward).parameters.values()}
-    for node in graph.nodes:
-        if isinstance(node.type, str):
-            known = types.get(node.name, inspect.Parameter.empty)
-            node.type = None if known is inspect.Parameter.empty else known
+    return source_of(graph, scope)
 
 
 def _held(scope: nn.Module, target: str) -> bool:
@@ -238,8 +205,11 @@ def _insert_after(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
 
 
 def _replace(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
+    names, _ = _TABLES["avg_pool"][node.target]  # type: ignore[index]
+    args = arguments(node, names)
+    average = (args.get("count_include_pad", True), args.get("divisor_override"))
     with graph.inserting_before(node):
-        blurred = graph.call_module(change.blur, (_input(node),))
+        blurred = graph.call_module(change.blur, (args["input"], *average))
     node.replace_all_uses_with(blurred)
     graph.erase_node(node)
 

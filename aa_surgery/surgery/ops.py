@@ -21,19 +21,33 @@ from aa_surgery.layers.windows import Ints, pooled_sizes
 __all__ = ["OPS"]
 
 
-def _conv(self: Any, input: Tensor) -> Tensor:
+def _conv(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve at the changed stride; padding and its mode stay."""
     if self.padding_mode != "zeros":
         input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
     return _convolve(
         input,
-        self.weight,
-        self.bias,
+        weight,
+        bias,
         self.aa_op["stride"],
         self.aa_op["padding"],
         self.dilation,
         self.groups,
     )
+
+
+def _same_conv(self: Any, x: Tensor) -> Tensor:
+    """Pad for `ceil(n / stride)` samples at the host's stride, and convolve at the changed one."""
+    pads: list[int] = []
+    for i, n in enumerate(x.shape[2:]):
+        reach = ((n - 1) // self.stride[i]) * self.stride[i] + self.dilation[i] * (
+            self.weight.shape[i + 2] - 1
+        )
+        pad = max(reach + 1 - n, 0)
+        pads += [pad // 2, pad - pad // 2]
+    x = pad_axes(x, pads, "constant")
+    padding, stride = self.aa_op["padding"], self.aa_op["stride"]
+    return _convolve(x, self.weight, self.bias, stride, padding, self.dilation, self.groups)
 
 
 def _convolve(
@@ -99,7 +113,8 @@ def _avg_pool(self: Any, input: Tensor) -> Tensor:
 
 def _replaced(self: Any, input: Tensor) -> Tensor:
     """Blur in the place of the average."""
-    return self.aa_blur(input)
+    divisor = getattr(self, "divisor_override", None)
+    return self.aa_blur(input, self.count_include_pad, divisor)
 
 
 def _resized(self: Any, input: Tensor) -> Tensor:
@@ -118,7 +133,8 @@ def _resized(self: Any, input: Tensor) -> Tensor:
 
 # the methods that each op adds to the class of its module
 OPS: dict[str, dict[str, Callable[..., Any]]] = {
-    "conv": {"forward": _conv},
+    "conv": {"_conv_forward": _conv},
+    "same_conv": {"forward": _same_conv},
     "max_pool": {"forward": _max_blur_pool, "_aa_pool": _blurred_max},
     "avg_pool": {"forward": _avg_pool},
     "replace": {"forward": _replaced},

@@ -26,7 +26,7 @@ from aa_surgery.errors import NotTraceableError, UnsupportedModelError
 from aa_surgery.layers import BlurPool
 from aa_surgery.sites.modules import plain_forward
 from aa_surgery.sites.tracer import trace_scope
-from aa_surgery.surgery.changes import conv_padding
+from aa_surgery.surgery.changes import conv_op, conv_padding
 from aa_surgery.surgery.classes import Antialiased, Recipe, antialiased_class
 from aa_surgery.surgery.dress import Dress, dress, undress
 from aa_surgery.surgery.forward import GraphEdit, rewritten_sources
@@ -145,7 +145,7 @@ def _spec(blur: nn.Module | None) -> Any:
 
 
 def _dress_for_new(
-    before: _Before, worn: Mapping[str, Dress], after: nn.Module
+    before: _Before, worn: dict[str, Dress], after: nn.Module
 ) -> list[tuple[nn.Module, Dress]]:
     """Return the modules that the rebuilding made, with what each of them shall wear."""
     kept, known = {id(m) for m in after.modules()}, {id(m) for m in before.modules}
@@ -156,6 +156,7 @@ def _dress_for_new(
     lost = {name: worn[name] for name in gone if name in worn and worn[name].recipe.changes}
     whole = lost.pop("", None)
     fresh: dict[str, _Treatment] = {}
+    _give_to_kept(before, worn, gone, lost)
     if lost:
         convs = {name: m for name, m in gone.items() if _strided(m)}
         treatments = {name: _treatment(name, lost) for name in convs}
@@ -169,6 +170,27 @@ def _dress_for_new(
         fresh[""] = _around(whole, fresh.get("", _Treatment()))
     modules = {name: after.get_submodule(name) for name in fresh}
     return [(modules[name], _dressing(modules[name], t)) for name, t in fresh.items()]
+
+
+def _give_to_kept(
+    before: _Before, worn: dict[str, Dress], gone: Mapping[str, nn.Module], lost: dict[str, Dress]
+) -> None:
+    """Let a convolution that took in its norm, and stayed, wear the blur behind that norm."""
+    for name in list(lost):
+        beside = [n for n in worn if n and _parent(n) == _parent(name) and n not in gone]
+        convs = [n for n in beside if _strided(before.own[n])]
+        norm = lost[name]
+        if len(convs) != 1 or norm.recipe.op or norm.children.get("aa_before") is not None:
+            continue
+        own = worn[convs[0]]
+        host: Any = type(before.own[convs[0]])
+        children = {
+            "aa_before": own.children.get("aa_before"),
+            "aa_after": _in_turn(own.children.get("aa_after"), norm.children.get("aa_after")),
+        }
+        cls = antialiased_class(host, replace(own.recipe, wrapped=True))
+        worn[convs[0]] = Dress(cls, children, own.extras)
+        del lost[name]
 
 
 def _holds_blur(after: nn.Module, name: str) -> bool:
@@ -248,7 +270,7 @@ def _dressing(module: Any, treatment: _Treatment) -> Dress:
     extras = {}
     if treatment.stride is not None:
         extras["aa_op"] = {"stride": treatment.stride, "padding": conv_padding(module)}
-    recipe = Recipe("conv" if extras else "", (), wrapped)
+    recipe = Recipe(conv_op(module) if extras else "", (), wrapped)
     host: Any = type(module)
     return Dress(antialiased_class(host, recipe), children, extras)
 

@@ -1,6 +1,12 @@
 """Every architecture at once: apply, audit and test the laws, each failure a row of a table."""
 
-from aa_surgery.sweep.catalogue import SOURCES, Subject, representatives, subjects
+from aa_surgery.sweep.catalogue import (
+    SOURCES,
+    Subject,
+    installed_sources,
+    representatives,
+    subjects,
+)
 from aa_surgery.sweep.coverage import coverage, problems, summary
 from aa_surgery.sweep.laws import structural_laws
 from aa_surgery.sweep.rows import LAWS, Row, read_results
@@ -12,6 +18,7 @@ __all__ = [
     "Row",
     "Subject",
     "coverage",
+    "installed_sources",
     "problems",
     "read_results",
     "representatives",

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aa_surgery.sweep import outside
+from aa_surgery.sweep import openmmlab, outside
 from aa_surgery.sweep.catalogue import Subject
 
 __all__ = ["build", "default_size", "inputs", "outputs", "run"]
 
 _FRAMES = 16
+_VIEWS = {"views": 2, "crops": 8}
+_BESIDE: dict[str, tuple[Any, ...]] = {"masked": (None,), "loss": (None, "loss")}
 _SIZE = 224
 
 
@@ -34,7 +36,9 @@ def _created(subject: Subject, device: str, kwargs: dict[str, Any]) -> nn.Module
     torch.manual_seed(0)
     with warnings.catch_warnings(), torch.device(device):
         warnings.simplefilter("ignore")  # hosts warn about their own initialisation
-        return _create(subject, kwargs).eval()
+        model = _create(subject, kwargs)
+        model.eval()  # which returns None in mmpretrain
+        return model
 
 
 def _create(subject: Subject, kwargs: dict[str, Any]) -> nn.Module:
@@ -46,6 +50,8 @@ def _create(subject: Subject, kwargs: dict[str, Any]) -> nn.Module:
         from torchvision import models
 
         return models.get_model(subject.name, **_torchvision_options(subject), **kwargs)
+    if subject.source == "mmpretrain":
+        return openmmlab.build(subject.name, **kwargs)
     return outside.build(subject.name, **kwargs)
 
 
@@ -73,6 +79,8 @@ def _torchvision_options(subject: Subject) -> dict[str, Any]:
 
 def default_size(subject: Subject, model: nn.Module) -> tuple[int, int, int]:
     """Return channels, height and width that the model was made for."""
+    if subject.source == "mmpretrain":
+        return openmmlab.input_size(subject.name)
     config: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     if "input_size" in config:
         channels, height, width = config["input_size"]
@@ -102,6 +110,7 @@ def inputs(
     """
     channels, height, width = size
     frames = (_FRAMES,) if subject.takes == "video" else ()
+    batch = max(batch, 2) if subject.takes in _VIEWS else batch  # a contrast needs another image
     shape = (batch, channels, *frames, height, width)
     generator = torch.Generator().manual_seed(seed)
 
@@ -112,13 +121,18 @@ def inputs(
 
     if subject.takes == "detection":
         return (list(noise()),)
-    return (noise(), noise()) if subject.takes == "pair" else (noise(),)
+    if subject.takes in _VIEWS:
+        return [noise() for _ in range(_VIEWS[subject.takes])], None, "loss"
+    if subject.takes == "pair":
+        return noise(), noise()
+    return noise(), *_BESIDE.get(subject.takes, ())
 
 
 def run(model: nn.Module, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
     """Run the forward without gradients, and return its outputs by their place."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        torch.manual_seed(0)  # of masks and orders that a loss draws
         return outputs(model(*arguments))
 
 

@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from importlib.util import find_spec
 
 from aa_surgery.errors import InputError, PatternError
-from aa_surgery.sweep import outside
+from aa_surgery.sweep import openmmlab, outside
+from aa_surgery.sweep.takes import Takes
 
-__all__ = ["EXCLUDED", "SOURCES", "Subject", "Takes", "representatives", "subjects"]
+__all__ = [
+    "EXCLUDED",
+    "SOURCES",
+    "Subject",
+    "Takes",
+    "installed_sources",
+    "representatives",
+    "subjects",
+]
 
-SOURCES = ("timm", "torchvision", "outside")
-
-Takes = Literal["image", "video", "pair", "detection"]
+SOURCES = ("timm", "torchvision", "mmpretrain", "outside")
 
 EXCLUDED = {
     "torchvision quantization.*": "int8 copies of float models that are in the sweep: anti-alias "
     "the float model, then quantise it",
+    **openmmlab.LEFT_OUT,
 }
 """What the sweep leaves out, and why."""
 
@@ -33,8 +41,7 @@ class Subject:
         source: One of `SOURCES`.
         name: As its library calls it; of an outside model, `library:name`.
         family: The module that defines it.
-        takes: What its forward takes: a batch of images `(N, C, H, W)`, of videos
-            `(N, C, T, H, W)`, a pair of image batches, or a list of images.
+        takes: What its forward takes.
     """
 
     source: str
@@ -43,11 +50,18 @@ class Subject:
     takes: Takes = "image"
 
 
-def subjects(sources: Iterable[str] = SOURCES, patterns: Iterable[str] = ()) -> tuple[Subject, ...]:
+def installed_sources() -> tuple[str, ...]:
+    """Return those of `SOURCES` whose library is installed; `outside` fails row by row."""
+    return tuple(s for s in SOURCES if s == "outside" or find_spec(s) is not None)
+
+
+def subjects(
+    sources: Iterable[str] | None = None, patterns: Iterable[str] = ()
+) -> tuple[Subject, ...]:
     """Return the architectures of the installed libraries, sorted.
 
     Args:
-        sources: Which of `SOURCES`.
+        sources: Which of `SOURCES`; None for those that are installed.
         patterns: Shell-style patterns of names; none means all.
 
     Raises:
@@ -58,6 +72,7 @@ def subjects(sources: Iterable[str] = SOURCES, patterns: Iterable[str] = ()) -> 
     ['resnet']
     """
     found: list[Subject] = []
+    sources = installed_sources() if sources is None else tuple(sources)
     for source in sources:
         if source not in _LISTS:
             raise InputError(f"source {source!r} is unknown. Use some of {', '.join(SOURCES)}.")
@@ -134,4 +149,16 @@ def _outside() -> list[Subject]:
     return [Subject("outside", name, outside.family_of(name)) for name in outside.names()]
 
 
-_LISTS = {"timm": _timm, "torchvision": _torchvision, "outside": _outside}
+def _mmpretrain() -> list[Subject]:
+    return [
+        Subject("mmpretrain", name, openmmlab.family_of(name), openmmlab.takes(name))
+        for name in openmmlab.names()
+    ]
+
+
+_LISTS = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "mmpretrain": _mmpretrain,
+    "outside": _outside,
+}

@@ -25,7 +25,15 @@ __all__ = ["Task", "examine", "run_sweep", "versions"]
 
 JOURNAL, RESULTS = "rows.jsonl", "results.json"
 
-_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "segmentation_models_pytorch")
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "mmpretrain",
+    "mmengine",
+    "transformers",
+    "segmentation_models_pytorch",
+)
 _EVIDENCE = ("filters.py", "audit", "layers", "rules", "sites", "surgery", "sweep")
 _WRITERS = ("coverage.py", "advice.py")
 
