@@ -11,6 +11,7 @@ class BuildPy(build_py):
     """Build the package and copy the configs into it, except where it stays in the checkout."""
 
     def run(self):
+        """Build, then copy."""
         super().run()
         if not self.editable_mode:
             inside = Path(self.build_lib, "aa_surgery", "mmpretrain", "configs")
