@@ -66,7 +66,7 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
     add_options(parser, "timm")
     add = parser.add_argument
     add("--files", default="", help="file names or patterns, comma-separated; all that make models")
-    add("--models", default="", help="patterns of model names, comma-separated: 'resnet18,*vit_t*'")
+    add("--models", action="append", default=[], help="patterns of names: 'resnet18,*vit_t*'")
     add("--sample", type=int, metavar="N", help="the N smallest models of each of timm's families")
     add("--largest", type=float, default=150, help="parameters of a sampled model, in millions")
     add("--all-tags", action="store_true", help="every pretrained tag, not the first alone")
@@ -79,7 +79,7 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     folder = found_tests(options.tests, f"timm=={installed_version('timm')}", work)
     files = test_files(folder, options.files)
-    models = options.models
+    models = ",".join(options.models)
     chosen = ["--aa-all-tags"] if options.all_tags else []
     if options.sample:
         from _timm_sample import smallest
