@@ -192,7 +192,8 @@ class _ScopeTracer(fx.Tracer):
     """Build the graph of one scope: enter no child, keep plain default arguments concrete."""
 
     def __init__(self, scope: nn.Module, given: Given, paths: Paths, memo: Memo) -> None:
-        super().__init__(autowrap_modules=())
+        nothing: Any = ()  # older annotations of torch ask for one module, no more and no less
+        super().__init__(autowrap_modules=nothing)
         self.memo = memo
         self.root = scope
         self.given = {name: constant for name, *constant in given}
