@@ -27,7 +27,7 @@ def trust_runner_checkpoints() -> None:
     >>> file = io.BytesIO()
     >>> torch.save({"loss": HistoryBuffer([0.5], [1])}, file)
     >>> trust_runner_checkpoints()
-    >>> torch.load(io.BytesIO(file.getvalue()))["loss"].current()
+    >>> float(torch.load(io.BytesIO(file.getvalue()))["loss"].current())
     0.5
     """
     if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):

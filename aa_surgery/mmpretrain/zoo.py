@@ -33,7 +33,7 @@ def list_in_zoo() -> None:
 
     >>> from mmpretrain import list_models
     >>> list_in_zoo()
-    >>> list_models("resnet18*blur*in1k*")[:2]
+    >>> list_models("resnet18*blur*")[1::2]
     ['resnet18-blur3_in1k-pre_8xb32-coslr-30e_in1k', 'resnet18_8xb32_in1k_blur3']
     """
     if not ModelHub.has(_FIRST):
