@@ -275,3 +275,17 @@ def test_model_with_nothing_to_treat_warns():
         warnings.simplefilter("error")
         treated = timm.create_model(f"aa_{name}", **tiny, antialias={"max_stride": None})
     assert len(blurs(treated)) == len(find_sites(timm.create_model(name, **tiny))) == 1
+
+
+def test_init_weights_restores_the_blurs_of_a_model_that_left_the_meta_device() -> None:
+    expected = timm.create_model("aa_iformer_t")
+    model = timm.create_model("aa_iformer_t", device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
+    model.init_weights()
+    kernels = dict(model.named_buffers())
+    blurs = {n: b for n, b in expected.named_buffers() if n.endswith(".kernel")}
+    assert blurs
+    assert all(torch.equal(kernels[name], kernel) for name, kernel in blurs.items())

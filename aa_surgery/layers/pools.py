@@ -79,6 +79,10 @@ class BlurPool(nn.Module):
         """Fill the kernel again, as timm asks of a model that left the meta device."""
         self.kernel.copy_(kernel_nd(self.taps, self.kernel.dtype))
 
+    def reset_parameters(self) -> None:
+        """Fill the kernel again, as torch asks of a layer that left the meta device."""
+        self.init_non_persistent_buffers()
+
     def set_strength(self, strength: float) -> None:
         r"""Filter each axis with $(1 - a)\,\delta + a h$ from now on, in place; 1 is the filter.
 
