@@ -165,7 +165,7 @@ class Logits(nn.Module):
 def measured_outside(study: Study, **options: Any) -> ConsistencyResult:
     """The same weights and images, measured without MMPretrain's loops."""
     model = build(Config.fromfile(study.config))
-    model.load_state_dict(torch.load(study.checkpoint)["state_dict"])
+    model.load_state_dict(torch.load(study.checkpoint, weights_only=False)["state_dict"])
     images = dataset_of(study.settings())
     load_and_resize = images.pipeline.transforms[:-2]
 

@@ -229,7 +229,7 @@ def save_untouched(name: str, file: Path) -> Path:
 def treated_by_hand(name: str, checkpoint: Path, **backbone: Any) -> nn.Module:
     """Return the classifier with those weights, anti-aliased by `apply_antialias` alone."""
     model = build(classifier(name, **backbone))
-    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    state = torch.load(checkpoint, weights_only=False)["state_dict"]
     model.load_state_dict(state, strict=True)
     apply_antialias(model.backbone)
     return model

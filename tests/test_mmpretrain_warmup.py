@@ -98,7 +98,7 @@ def test_a_checkpoint_of_the_warmup_is_tested_at_its_strength(
     with pytest.warns(UserWarning, match=r"ends after 3 iterations at strength 0\.4"):
         trained.train()
     path = str(factory.work_dir / "epoch_1.pth")
-    assert torch.load(path)["antialias_strength"] == pytest.approx(0.4)
+    assert torch.load(path, weights_only=False)["antialias_strength"] == pytest.approx(0.4)
     if runner is FlexibleRunner:  # which cannot load with an EMAHook
         hooks = tuple(hook for hook in hooks if hook is not EMA)
     tested = factory(*hooks, load_from=path, runner=runner)
