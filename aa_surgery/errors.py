@@ -6,6 +6,7 @@ __all__ = [
     "CheckpointMismatchError",
     "FilterError",
     "InputError",
+    "MethodError",
     "NoEffectWarning",
     "NotTraceableError",
     "PatternError",
@@ -22,6 +23,10 @@ class SurgeryError(ValueError):
 
 class FilterError(SurgeryError):
     """The filter's name is unknown, or its taps are not those of a low-pass filter."""
+
+
+class MethodError(SurgeryError):
+    """The anti-aliasing method is unknown, has no such option, or cannot be used here."""
 
 
 class InputError(SurgeryError):

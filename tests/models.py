@@ -53,12 +53,13 @@ MODELS: dict[str, Case] = {
 def build(name: str, **kwargs: Any) -> nn.Module:
     """Return the model with random weights, in eval mode, the same at every call."""
     torch.manual_seed(0)
-    options = {**MODELS[name].kwargs, **kwargs}
+    case = MODELS.get(name, Case())
+    options = {**case.kwargs, **kwargs}
     source, _, rest = name.rpartition(":")
     create = torchvision.models.get_model if source else timm.create_model
     model = create(rest, **options)
     _spread_norms(model)
-    _settle_statistics(model, max(MODELS[name].sizes))
+    _settle_statistics(model, max(case.sizes))
     return model.eval()
 
 

@@ -46,7 +46,7 @@ def fast_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def padded(row: np.ndarray, before: int, after: int, mode: str) -> np.ndarray:
     """Pad one row; what the mode cannot give repeats the outermost sample."""
-    limit = {"reflect": len(row) - 1, "circular": len(row)}.get(mode, 10**6)
+    limit = {"reflect": len(row) - 1}.get(mode, 10**6)
     given = (min(before, limit), min(after, limit))
     row = np.pad(row, given, mode=NUMPY_MODES[mode])
     return np.pad(row, (before - given[0], after - given[1]), mode="edge")

@@ -236,3 +236,14 @@ def test_the_core_needs_no_mmpretrain() -> None:
         "import aa_surgery, sys; print([m for m in sys.modules if 'mmengine' in m])"
     )
     assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("flag", ["aps", dict(method=dict(name="learned"), filter="tri-4")])
+@pytest.mark.parametrize("where", ["", "backbone"])
+def test_the_flag_chooses_a_method(flag: Any, where: str) -> None:
+    model = seeded(lambda: MODELS.build(with_flag(flag, where)))
+    options = {"method": flag} if isinstance(flag, str) else flag
+    other = seeded(lambda: MODELS.build(copy.deepcopy(MODEL)))
+    aa_surgery.apply_antialias(other if not where else other.backbone, **options)
+    assert list(model.state_dict()) == list(other.state_dict())
+    assert torch.equal(features(model), features(other))

@@ -20,6 +20,7 @@ import aa_surgery.mmpretrain  # noqa: F401
 from aa_surgery import apply_antialias
 from aa_surgery.errors import (
     FilterError,
+    MethodError,
     NoEffectWarning,
     PatternError,
     UnsupportedModelError,
@@ -228,3 +229,15 @@ def test_the_hooks_are_those_of_the_registry(factory: Factory) -> None:
     runner = factory(dict(type="AntialiasHook"), warmup(iters=2))
     kinds = [type(hook) for hook in runner.hooks]
     assert kinds.index(AntialiasHook) < kinds.index(AntialiasWarmupHook)
+
+
+def test_a_method_with_weights_of_its_own_comes_too_late_for_the_optimizer(
+    factory: Factory,
+) -> None:
+    runner = factory(dict(type="AntialiasHook", method="learned"))
+    with pytest.raises(MethodError, match=r"AntialiasHook: .* would not train\. Set antialias="):
+        runner.train()
+    assert not is_antialiased(runner.model)
+    tested = factory(dict(type="AntialiasHook", method="aps"))
+    tested.test()
+    assert is_antialiased(tested.model)

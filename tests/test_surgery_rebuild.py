@@ -228,3 +228,20 @@ def test_a_blur_around_the_module_goes_to_the_one_in_its_place() -> None:
     assert_close(run(model, x), expected)
     remove_antialias(model)
     assert type(model.fused) is nn.Conv2d
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "aps"}, {"method": "learned"}, {"method": "group-conv"}, {"circular": True}],
+)
+def test_what_a_merged_convolution_cannot_carry_is_refused(
+    name: str, options: dict[str, object]
+) -> None:
+    model, x = build(name), torch.randn(1, 3, 64, 64)
+    apply_antialias(model, **options)
+    with torch.no_grad():
+        expected = model(x)
+        with pytest.raises(UnsupportedModelError, match=r"Call remove_antialias\(model\), then"):
+            reparameterize_model(model, inplace=True)
+        assert torch.equal(model(x), expected)

@@ -21,7 +21,7 @@ from _bench_networks import memory_rows, network_cases
 from _bench_surgery import summary, surgery_rows
 from _bench_timing import Case, Row, markdown, progress, time_case
 
-from aa_surgery.reports.versions import installed_version
+from aa_surgery.reports.versions import cpu_name, installed_version
 
 SUITES = ("layers", "networks", "memory", "surgery")
 ROUNDS = {"layers": 25, "networks": 9, "surgery": 5}
@@ -84,7 +84,7 @@ def header(options: argparse.Namespace) -> str:
     note = partial if composer_layers() is not None and not _imports("composer") else ""
     return (
         f"`python tools/benchmark.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, "
-        f"{options.threads} threads, batch {options.batch}, {_cpu()}, "
+        f"{options.threads} threads, batch {options.batch}, {cpu_name()}, "
         f"Python {platform.python_version()}, {versions}{note}. "
         "Medians of interleaved rounds; ratios with quartiles."
     )
@@ -108,13 +108,6 @@ def _imports(name: str) -> bool:
     except ImportError:
         return False
     return True
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file() and (match := re.search(r"model name\s*: (.*)", info.read_text())):
-        return match.group(1)
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command `aa-surgery`: inspect, apply, demo, consistency, sweep."""
+"""The command `aa-surgery`: inspect, apply, adapt, demo, consistency, sweep."""
 
 from aa_surgery.cli.main import main
 

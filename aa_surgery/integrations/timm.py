@@ -13,6 +13,7 @@ from torch import nn
 
 from aa_surgery.errors import InputError
 from aa_surgery.integrations import antialiased
+from aa_surgery.methods import list_methods
 
 __all__ = ["FAMILY_ALIASES", "PREFIX", "Entrypoint", "antialias_options", "register"]
 
@@ -100,7 +101,7 @@ class Entrypoint:
         Args:
             pretrained: As for the un-prefixed name.
             antialias: `True` or `None` for the defaults, `False` for the untouched model, a
-                filter (name or taps), or the keywords of `apply_antialias`.
+                filter (name or taps), a method's name, or the keywords of `apply_antialias`.
             **kwargs: Every other keyword, as for the un-prefixed name.
 
         Raises:
@@ -126,8 +127,8 @@ def antialias_options(antialias: Any) -> dict[str, Any] | None:
     Raises:
         InputError: It is neither a bool, a filter, nor a mapping of keywords.
 
-    >>> antialias_options("tri-4"), antialias_options(True), antialias_options(False)
-    ({'filter': 'tri-4'}, {}, None)
+    >>> antialias_options("tri-4"), antialias_options("aps"), antialias_options(False)
+    ({'filter': 'tri-4'}, {'method': 'aps'}, None)
     """
     if antialias is False:
         return None
@@ -135,11 +136,14 @@ def antialias_options(antialias: Any) -> dict[str, Any] | None:
         return {}
     if isinstance(antialias, Mapping):
         return dict(antialias)
+    if isinstance(antialias, str) and antialias in list_methods():
+        return {"method": antialias}
     if isinstance(antialias, (str, Sequence)):
         return {"filter": antialias}
     raise InputError(
-        f"antialias={antialias!r}: expected True, False, a filter such as 'tri-3', or a dict of "
-        "apply_antialias' keywords such as dict(filter='tri-3', placement='pre')."
+        f"antialias={antialias!r}: expected True, False, a filter such as 'tri-3', a method such "
+        "as 'aps', or a dict of apply_antialias' keywords such as dict(filter='tri-4', "
+        "placement='pre')."
     )
 
 

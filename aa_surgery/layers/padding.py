@@ -18,15 +18,18 @@ PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
 def pad_to(x: Tensor, before: Ints, after: Ints, mode: str) -> Tensor:
     """Pad (or, where negative, crop) each spatial axis of `x` by `before` and `after`.
 
-    A border longer than the map can give (`reflect`: its size less one; `circular`: its size) is
-    completed by repeating the outermost sample, so that no map is too small.
+    A mirrored border longer than the map can give (its size less one) is completed by repeating the
+    outermost sample; a circular one goes around as often as needed. So no map is too small.
     """
     given: list[int] = []
     rest: list[int] = []
     crop: list[int] = []
     for i, n in enumerate(x.shape[2:]):
+        around = mode == "circular" and (before[i] > n or after[i] > n)
+        if around:
+            x = _turned(x, i + 2, max(before[i], 0), max(after[i], 0))
         for wanted in [before[i], after[i]]:
-            border = max(wanted, 0)
+            border = 0 if around else max(wanted, 0)
             made = _given(border, n, mode)
             given.append(made)
             rest.append(border - made)
@@ -57,16 +60,20 @@ def source_index(i: int, size: int, mode: str) -> int | None:
         return i
     if mode == "zeros":
         return None
+    if mode == "circular":
+        return i % size
     beyond = -i if i < 0 else i - size + 1
-    from_left = i < 0
-    if mode == "replicate":
-        steps = 0
-    elif mode == "reflect":
-        steps = min(beyond, size - 1)
-    else:
-        from_left = not from_left
-        steps = min(beyond, size) - 1
-    return steps if from_left else size - 1 - steps
+    steps = min(beyond, size - 1) if mode == "reflect" else 0
+    return steps if i < 0 else size - 1 - steps
+
+
+def _turned(x: Tensor, dim: int, before: int, after: int) -> Tensor:
+    """Extend an axis circularly by more than its size."""
+    size = x.shape[dim]
+    turns = [1] * x.ndim
+    left = -(-before // size)
+    turns[dim] = left + 1 - (-after // size)
+    return x.repeat(turns).narrow(dim, left * size - before, before + size + after)
 
 
 def _given(border: int, size: int, mode: str) -> int:
@@ -76,6 +83,4 @@ def _given(border: int, size: int, mode: str) -> int:
     """
     if mode == "reflect" and border >= size:
         return size - 1
-    if mode == "circular" and border > size:
-        return size
     return border

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aa_surgery.errors import FilterError, InputError
+from aa_surgery.errors import InputError
 from aa_surgery.filters import Filter, Taps, kernel_nd, resolve_filter
 from aa_surgery.layers import functional as AF
+from aa_surgery.layers.downsample import Downsample
 
 __all__ = [
     "BlurPool",
@@ -21,7 +22,7 @@ __all__ = [
 ]
 
 
-class BlurPool(nn.Module):
+class BlurPool(Downsample):
     r"""Low-pass a map and subsample it.
 
     $y[i] = \sum_n h_n\, x[i s + n - b]$, separably in each axis, $b = \lfloor (m-1)/2 \rfloor$ for
@@ -59,21 +60,15 @@ class BlurPool(nn.Module):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        if padding_mode not in AF.PADDING_MODES:
-            raise FilterError(
-                f"padding_mode {padding_mode!r} is unknown. Use one of {AF.PADDING_MODES}."
-            )
+        super().__init__(stride, rate, padding_mode, channels_last)
         self.filter = resolve_filter(filter)
-        self.stride = tuple(stride)
-        self.rate = tuple(rate) if rate is not None else self.stride
-        self.padding_mode = padding_mode
-        self.channels_last = channels_last
         self.full_taps = tuple(self.filter.taps(r) for r in self.rate)
         self.taps = self.full_taps
-        self.strength = 1.0
         kernel = kernel_nd(self.taps, dtype or torch.get_default_dtype()).to(device)
         self.register_buffer("kernel", kernel, persistent=False)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return self
 
     def init_non_persistent_buffers(self) -> None:
         """Fill the kernel again, as timm asks of a model that left the meta device."""
@@ -110,12 +105,7 @@ class BlurPool(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what `repr` shows of the layer."""
-        rate = f", rate={self.rate}" if self.rate != self.stride else ""
-        strength = f", strength={self.strength:g}" if self.strength != 1 else ""
-        return (
-            f"{self.filter.name!r}, stride={self.stride}{rate}, "
-            f"padding_mode={self.padding_mode!r}{strength}"
-        )
+        return f"{self.filter.name!r}, {super().extra_repr()}"
 
 
 class BlurPool1d(BlurPool):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 
 from aa_surgery.errors import FilterError, UnsupportedModelError
-from aa_surgery.layers.pools import BlurPool
+from aa_surgery.layers.downsample import Downsample
 
 __all__ = ["get_strength", "set_strength"]
 
@@ -16,14 +18,15 @@ def set_strength(model: nn.Module, strength: float) -> int:
     `h` is the blur's own filter and $\delta$ the identity: at $a = 0$ the model is the untouched
     network, at $a = 1$ bit-equal the antialiased one. The gain at the frequencies that fold onto a
     flat map is $1 - a$ where that of `h` is 0. Where a blur stands in the place of an average pool,
-    the outputs of both are mixed instead.
+    the outputs of both are mixed instead; the layer of another method is mixed with plain sampling.
 
     The filter itself (`BlurPool.filter`) stays, state_dict keys too; `h` needs no new graph under
     `torch.compile`. A backward pass must not be under way: it needs the filter of its forward. A
     copy of the model (EMA) has blurs of its own, to be set with it.
 
     Not weakened is what surgery changes without a blur: `F.interpolate(antialias=True)`, which is
-    on or off, and the smaller window of the stem's max-pool in `preset="zhang2019"`.
+    on or off, the smaller window of the stem's max-pool in `preset="zhang2019"`, and convolutions
+    that a method has replaced, which start as the untouched ones.
 
     Args:
         model: An antialiased model, or one with `BlurPool` layers; compiled or wrapped too.
@@ -72,11 +75,20 @@ def get_strength(model: nn.Module) -> float:
     return strengths.pop()
 
 
-def _blurs(model: nn.Module) -> list[BlurPool]:
-    blurs = [module for module in model.modules() if isinstance(module, BlurPool)]
+def _blurs(model: nn.Module) -> list[Downsample]:
+    blurs = list(dict.fromkeys(_outermost(model)))
     if not blurs:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no blur whose strength could be set. "
             "Anti-alias it first: apply_antialias(model)."
         )
     return blurs
+
+
+def _outermost(module: nn.Module) -> Iterator[Downsample]:
+    """Yield the layers, but not those inside of another, which are weakened with it."""
+    if isinstance(module, Downsample):
+        yield module
+        return
+    for child in module.children():
+        yield from _outermost(child)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -15,11 +14,19 @@ from mmpretrain.registry import HOOKS
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from aa_surgery.errors import InputError, NoEffectWarning, SurgeryError, UnsupportedModelError
+from aa_surgery.adapt.warmup import Schedule, ramp
+from aa_surgery.errors import (
+    InputError,
+    MethodError,
+    NoEffectWarning,
+    SurgeryError,
+    UnsupportedModelError,
+)
 from aa_surgery.filters import Filter, resolve_filter
-from aa_surgery.layers import BlurPool
+from aa_surgery.layers.downsample import Downsample
 from aa_surgery.layers.strength import get_strength, set_strength
-from aa_surgery.surgery import apply_antialias
+from aa_surgery.methods import resolve_method
+from aa_surgery.surgery import apply_antialias, plan_antialias
 from aa_surgery.surgery.classes import Antialiased
 
 __all__ = ["AntialiasHook", "AntialiasWarmupHook"]
@@ -40,7 +47,8 @@ class AntialiasHook(Hook):
 
     Raises:
         SurgeryError: At the start of a run: an option is wrong, the model cannot be treated, or
-            it is too late: an EMA hook has copied the model, or it is compiled. At the first
+            it is too late: an EMA hook has copied the model, or it is compiled; or the method has
+            weights of its own, which the optimizer does not know. At the first
             training iteration: the hook was registered when training was under way.
 
     Warns:
@@ -64,6 +72,8 @@ class AntialiasHook(Hook):
         exclude: str | Iterable[str] = (),
         preset: str | None = None,
         overrides: Mapping[str, Mapping[str, Any] | bool] | None = None,
+        method: str | Mapping[str, Any] = "blur",
+        circular: bool = False,
     ) -> None:
         self.options: dict[str, Any] = dict(
             filter=filter,
@@ -74,9 +84,12 @@ class AntialiasHook(Hook):
             exclude=exclude,
             preset=preset,
             overrides=overrides,
+            method=method,
+            circular=circular,
         )
+        resolve_method(method)  # a wrong name is told when the runner is built
         if isinstance(filter, str):
-            resolve_filter(filter)  # a wrong name is told when the runner is built
+            resolve_filter(filter)
         self._model: nn.Module | None = None
 
     def before_run(self, runner: Runner) -> None:
@@ -108,10 +121,17 @@ class AntialiasHook(Hook):
 
     def _apply(self, runner: Runner, model: nn.Module) -> None:
         try:
-            apply_antialias(model, **self.options)
+            plan = plan_antialias(model, **self.options)
+            if plan.new_keys:
+                raise MethodError(
+                    f"method {self.options['method']!r} has weights of its own "
+                    f"({plan.new_keys[0]}), which the optimizer, made before, would not train. "
+                    f"{_FLAG}."
+                )
+            apply_antialias(model, plan=plan)
         except SurgeryError as error:
             raise type(error)(f"AntialiasHook: {error}") from error
-        blurs = sum(isinstance(m, BlurPool) for m in model.modules())
+        blurs = sum(isinstance(m, Downsample) for m in model.modules())
         runner.logger.info(f"AntialiasHook: {blurs} blurs put into {type(model).__name__}.")
 
     def _refuse_if_late(self, runner: Runner, model: nn.Module) -> None:
@@ -136,8 +156,9 @@ class AntialiasWarmupHook(Hook):
 
     In iteration $i$ the strength is $a = a_0 + (1 - a_0)\, p(t)$,
     $t = (i - \mathrm{begin}) / (\mathrm{iters} - 1)$ clipped to 0..1, with $p(t) = t$ (linear) or
-    $(1 - \cos \pi t) / 2$ (cosine). As with MMEngine's schedulers, the first iteration has the
-    start and the last one exactly 1. What a strength does to a blur: `layers.strength`.
+    $(1 - \cos \pi t) / 2$ (cosine), as `aa_surgery.adapt.warmup.ramp` has it. As with MMEngine's
+    schedulers, the first iteration has the start and the last one exactly 1. What a strength does
+    to a blur: `layers.strength`.
 
     Validation runs at the strength that training has reached, and so does a test of a checkpoint
     from within the warm-up if the test has this hook; elsewhere its blurs are whole. The strength
@@ -168,7 +189,7 @@ class AntialiasWarmupHook(Hook):
         epochs: int | None = None,
         begin: int = 0,
         start: float = 0.0,
-        schedule: Literal["linear", "cosine"] = "linear",
+        schedule: Schedule = "linear",
     ) -> None:
         if (iters is None) == (epochs is None):
             raise InputError("AntialiasWarmupHook: give one of iters= and epochs=.")
@@ -200,13 +221,8 @@ class AntialiasWarmupHook(Hook):
             epoch_length: Iterations of an epoch, if the warm-up is given in epochs.
         """
         unit = epoch_length if self.by_epoch else 1
-        done, last = iteration - self.begin * unit, self.length * unit - 1
-        if done >= last:
-            return 1.0
-        progress = max(done, 0) / last
-        if self.schedule == "cosine":
-            progress = (1 - math.cos(math.pi * progress)) / 2
-        return self.start + (1 - self.start) * progress
+        done = iteration - self.begin * unit
+        return ramp(done, self.length * unit, self.start, self.schedule)
 
     def before_run(self, runner: Runner) -> None:
         """Refuse a model without blurs; FlexibleRunner has loaded its checkpoint by now."""
@@ -277,4 +293,4 @@ def _inner_model(runner: Runner) -> nn.Module:
 
 
 def _has_blurs(model: nn.Module) -> bool:
-    return any(isinstance(m, BlurPool) for m in model.modules())
+    return any(isinstance(m, Downsample) for m in model.modules())

@@ -10,11 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aa_surgery.rules.conv import blur_after_activation, blur_before_conv, blur_then_pointwise
+from aa_surgery.rules.conv import (
+    blur_after_activation,
+    blur_before_conv,
+    blur_then_pointwise,
+    replace_conv,
+)
 from aa_surgery.rules.edit import Edit, Left, Options
-from aa_surgery.rules.leave import leave_large_stride, leave_problem
+from aa_surgery.rules.leave import leave_large_stride, leave_problem, leave_refused
 from aa_surgery.rules.pool import blur_after_max, blur_for_average
-from aa_surgery.rules.sample import antialias_resize, blur_before_sampling
+from aa_surgery.rules.sample import align_windows, antialias_resize, blur_before_sampling
 from aa_surgery.rules.zhang2019 import leave_stem, small_stem_pool, split_stride_of_4
 from aa_surgery.sites import Site
 
@@ -25,12 +30,15 @@ Rule = Callable[[Site, Options], "Edit | Left | None"]
 DEFAULT_RULES: tuple[Rule, ...] = (
     leave_problem,
     leave_large_stride,
+    leave_refused,
+    replace_conv,
     blur_after_max,
     blur_for_average,
     blur_then_pointwise,
     blur_after_activation,
     blur_before_conv,
     blur_before_sampling,
+    align_windows,
     antialias_resize,
 )
 

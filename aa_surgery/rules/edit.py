@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aa_surgery.filters import Filter, resolve_filter
+from aa_surgery.methods import Method, resolve_method
 from aa_surgery.sites import Anchor, Site
 
 __all__ = ["Edit", "Left", "Options", "Placement"]
@@ -21,7 +22,8 @@ class Edit:
         site: The op.
         placement: `"post"`: op at a smaller stride, blur and subsample behind it (or behind its
             activation). `"pre"`: blur in front of it. `"replace"`: blur in the place of an
-            average. `"resample"`: the op's own `antialias=True`.
+            average, or the method's module in that of a convolution. `"resample"`: the op's own
+            `antialias=True`.
         filter: The low-pass filter.
         padding_mode: Its border.
         op_stride: The stride that the op runs at; None leaves the op alone.
@@ -30,6 +32,9 @@ class Edit:
         anchor: Where the blur stands; None if nothing is inserted.
         pool_kernel: Another window for a max-pool, one an axis; empty keeps its own.
         note: What a reader of the plan should know.
+        method: What stands there in the blur's stead; "blur" is the fixed filter.
+        channels: Channels of the map there, where the method's layer is made for a number.
+        leader: The site whose choice of a phase this one follows; empty if it chooses itself.
     """
 
     site: Site
@@ -42,6 +47,9 @@ class Edit:
     anchor: Anchor | None = None
     pool_kernel: tuple[int, ...] = ()
     note: str = ""
+    method: Method = field(default_factory=lambda: resolve_method("blur"))
+    channels: int = 0
+    leader: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,11 @@ class Options:
     placement: str = "auto"
     padding_mode: str = "reflect"
     max_stride: int | None = 4
+    method: Method = field(default_factory=lambda: resolve_method("blur"))
 
     def edit(self, site: Site, placement: Placement, **fields: Any) -> Edit:
-        """Return an edit of `site` with these options' filter and border."""
-        return Edit(site, placement, self.filter, self.padding_mode, **fields)
+        """Return an edit of `site` with these options' method, filter and border."""
+        return Edit(site, placement, self.filter, self.padding_mode, method=self.method, **fields)
 
     def dense_then_blur(self, site: Site, anchor: Anchor, **fields: Any) -> Edit:
         """Return the edit that runs the op at stride 1, and blurs and subsamples at `anchor`."""
@@ -78,8 +87,10 @@ class Options:
             **fields,
         )
 
-    def blur_before(self, site: Site, note: str = "") -> Edit:
+    def blur_before(self, site: Site, note: str = "") -> Edit | Left:
         """Return the edit that blurs in front of the op, which keeps its stride."""
+        if not self.method.stands_before:
+            return Left(site, f"method {self.method.name!r}: {note or 'it has no dense form'}")
         still = (1,) * site.ndim
         return self.edit(
             site, "pre", blur_stride=still, rate=site.stride, anchor=site.front, note=note

@@ -20,12 +20,14 @@ def blur_after_max(site: Site, options: Options) -> Edit | Left | None:
 def blur_for_average(site: Site, options: Options) -> Edit | Left | None:
     """Blur and subsample in the place of the average (Zhang 2019).
 
-    With `placement="post"`, or a filter of one tap, the average stays: at stride 1, then the blur.
+    With `placement="post"`, a filter of one tap, or another method than the blur, the average
+    stays: at stride 1, then the blur.
     """
     if site.op != "avg_pool":
         return None
     if site.opaque:
         return options.blur_before(site, site.opaque)
-    if options.placement == "post" or options.filter.is_identity:
+    stays = options.filter.is_identity or not options.method.stands_for_average
+    if options.placement == "post" or stays:
         return options.dense_then_blur(site, site.back)
     return options.edit(site, "replace", blur_stride=site.stride, rate=site.stride)

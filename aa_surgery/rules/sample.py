@@ -5,7 +5,7 @@ from __future__ import annotations
 from aa_surgery.rules.edit import Edit, Left, Options
 from aa_surgery.sites import Site
 
-__all__ = ["antialias_resize", "blur_before_sampling"]
+__all__ = ["align_windows", "antialias_resize", "blur_before_sampling"]
 
 
 def blur_before_sampling(site: Site, options: Options) -> Edit | Left | None:
@@ -24,12 +24,19 @@ def blur_before_sampling(site: Site, options: Options) -> Edit | Left | None:
     return options.blur_before(site, "it has no dense form: blurred before it")
 
 
+def align_windows(site: Site, options: Options) -> Edit | Left | None:
+    """Roll a map to a phase of its windows before the first block of a stage attends in them."""
+    return options.blur_before(site) if site.op == "window" else None
+
+
 def antialias_resize(site: Site, options: Options) -> Edit | Left | None:
     """Let torch low-pass a bilinear or bicubic reduction; blur before a nearest one."""
     if site.op != "interpolate":
         return None
     if site.mode not in ("bilinear", "bicubic"):
         return options.blur_before(site)
-    if options.filter.is_identity:
+    if options.method.shares_phase:
+        return Left(site, f"method {options.method.name!r}: an interpolation has no phases")
+    if options.method.filter is not None and options.filter.is_identity:
         return Left(site, "filter='identity' adds nothing to an interpolation")
     return options.edit(site, "resample", rate=site.stride)

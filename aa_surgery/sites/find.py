@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from aa_surgery.layers import BlurPool
+from aa_surgery.layers.downsample import Downsample
 from aa_surgery.sites.flow import Flow, Spot
 from aa_surgery.sites.functions import read_node
 from aa_surgery.sites.kinds import has_two_forms, is_getitem, is_size_read
@@ -36,9 +36,9 @@ def survey(model: nn.Module) -> tuple[tuple[Site, ...], tuple[Unread, ...]]:
     """Return the sites of `model`, and the forwards in which none could be looked for."""
     flow = Flow(model)
     sites: list[Site] = []
-    blurs = tuple(f"{path}." for path, m in flow.modules.items() if isinstance(m, BlurPool))
+    layers = tuple(f"{path}." for path, m in flow.modules.items() if isinstance(m, Downsample))
     for path, module in flow.modules.items():
-        if f"{path}.".startswith(blurs):
+        if f"{path}.".startswith(layers) or any(p.startswith("aa_") for p in path.split(".")):
             continue
         fields = read_module(module)
         if fields is not None and plain_forward(module):

@@ -193,6 +193,7 @@ def own_forward(module: nn.Module) -> bool:
 # forwards that only pad before they convolve: to ceil(n / stride) samples, as TensorFlow does
 _SAME_PADDED = {
     ("mmcv.cnn.bricks.conv2d_adaptive_padding", "Conv2dAdaptivePadding.forward"),
+    ("timm.layers.conv2d_same", "Conv2dSame.forward"),
 }
 
 

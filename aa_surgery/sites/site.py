@@ -16,6 +16,7 @@ Op = Literal[
     "unfold",
     "interpolate",
     "adaptive_pool",
+    "window",
 ]
 
 

@@ -6,21 +6,18 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from aa_surgery.errors import NoEffectWarning, UnsupportedModelError
 from aa_surgery.filters import Filter
-from aa_surgery.surgery.changes import Change, changes_of
+from aa_surgery.methods import Method
+from aa_surgery.surgery.changes import changes_of
 from aa_surgery.surgery.checks import check_alone, check_fit, check_indices, check_model
-from aa_surgery.surgery.classes import (
-    REBUILDING_METHODS,
-    Antialiased,
-    Recipe,
-    antialiased_class,
-)
-from aa_surgery.surgery.dress import Dress, dress, undress
-from aa_surgery.surgery.forward import rewritten_sources
-from aa_surgery.surgery.plan import Plan, plan_antialias
+from aa_surgery.surgery.classes import Antialiased
+from aa_surgery.surgery.dress import undress
+from aa_surgery.surgery.operate import commit, prepare
+from aa_surgery.surgery.plan import Plan
+from aa_surgery.surgery.planning import plan_antialias
 
 __all__ = ["apply_antialias", "remove_antialias"]
 
@@ -39,6 +36,9 @@ def apply_antialias(
     exclude: str | Iterable[str] = (),
     preset: str | None = None,
     overrides: Mapping[str, Mapping[str, Any] | bool] | None = None,
+    method: str | Mapping[str, Any] | Method = "blur",
+    circular: bool = False,
+    example: Tensor | None = None,
 ) -> nn.Module:
     """Anti-alias `model` in place: low-pass before every subsampling, weights kept.
 
@@ -62,6 +62,12 @@ def apply_antialias(
         preset: `"zhang2019"` for the choices of the paper's package.
         overrides: Options per site: `{pattern: {"filter": ..., "placement": ...}}`, or
             `{pattern: False}` to leave it. The first pattern that matches counts.
+        method: What subsamples without aliasing: a name (`aa_surgery.methods.list_methods()`), or
+            `{"name": ..., option: value}`.
+        circular: Circular borders for every convolution, pool and blur of the model: on maps that
+            the strides divide, shift equivariance is then a law, not an approximation.
+        example: An input of the model, for methods that must know the maps (channels, which of them
+            lie on one grid); made up from the model's configuration without.
 
     Returns:
         `model` itself.
@@ -93,6 +99,9 @@ def apply_antialias(
         exclude=exclude,
         preset=preset,
         overrides=overrides,
+        method=method,
+        circular=circular,
+        example=example,
     )
     if plan is None:
         plan = plan_antialias(model, **options)  # type: ignore[arg-type]
@@ -103,7 +112,8 @@ def apply_antialias(
     if not plan.edits:
         _warn(f"{type(model).__name__}: nothing to anti-alias; it was not changed. {_why(plan)}")
         return model
-    _commit(model, _prepare(model, changes_of(model, plan)), plan)
+    commit(prepare(model, changes_of(model, plan)))
+    model.__dict__[_PLAN] = plan
     return model
 
 
@@ -149,51 +159,3 @@ def _why(plan: Plan) -> str:
 
 def _warn(message: str) -> None:
     warnings.warn(message, NoEffectWarning, stacklevel=3)
-
-
-def _prepare(model: nn.Module, changes: Mapping[str, Change]) -> list[tuple[nn.Module, Dress]]:
-    """Build what each changed module will wear; nothing of the model is touched yet."""
-    prepared = []
-    guards = _guards(model, changes)
-    edited = {p: (model.get_submodule(p), c.graph_edits) for p, c in changes.items()}
-    rewritten = rewritten_sources({p: scope for p, scope in edited.items() if scope[1]})
-    for path in {**changes, **guards}:
-        module, change = model.get_submodule(path), changes.get(path, Change())
-        taken = [n for n in change.children if hasattr(module, n)]
-        if taken:
-            raise UnsupportedModelError(f"{path}: the name {taken[0]} is taken. Rename that child.")
-        extras: dict[str, Any] = {"aa_op": change.numbers} if change.numbers else {}
-        if path in rewritten and path in guards:
-            extras["aa_edits"] = tuple(change.graph_edits)
-        recipe = Recipe(change.op, rewritten.get(path, ()), change.wrapped, guards.get(path, ()))
-        host: Any = type(module)
-        worn = Dress(antialiased_class(host, recipe), dict(change.children), extras)
-        prepared.append((module, worn))
-    return prepared
-
-
-def _guards(model: nn.Module, changes: Mapping[str, Change]) -> dict[str, tuple[str, ...]]:
-    """Return the modules around the changed ones that rebuild themselves, and by which methods."""
-    guards = {}
-    for path in changes:
-        parts = path.split(".") if path else []
-        for n in range(len(parts) + 1):
-            around = ".".join(parts[:n])
-            host = type(model.get_submodule(around))
-            methods = tuple(m for m in REBUILDING_METHODS if hasattr(host, m))
-            if methods:
-                guards[around] = methods
-    return guards
-
-
-def _commit(model: nn.Module, prepared: list[tuple[nn.Module, Dress]], plan: Plan) -> None:
-    """Swap the classes; on a failure, undo what was swapped."""
-    try:
-        for module, worn in prepared:
-            dress(module, worn)
-        model.__dict__[_PLAN] = plan
-    except Exception:
-        for module, _ in prepared:
-            if isinstance(module, Antialiased):
-                undress(module)
-        raise

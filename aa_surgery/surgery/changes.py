@@ -2,67 +2,85 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
+from aa_surgery.layers.downsample import Downsample
 from aa_surgery.layers.maps import AverageBlurPool, BlurMaps
-from aa_surgery.layers.pools import BlurPool
 from aa_surgery.rules import Edit
 from aa_surgery.sites import Anchor, Site
-from aa_surgery.sites.kinds import pads_to_same
+from aa_surgery.surgery.change import Change, conv_op
+from aa_surgery.surgery.circular import make_circular
 from aa_surgery.surgery.forward import GraphEdit
 from aa_surgery.surgery.plan import Plan
 
-__all__ = ["Change", "changes_of", "conv_op", "conv_padding"]
+__all__ = ["MakeLayer", "changes_of", "conv_padding", "new_keys"]
+
+Like = dict[str, Any]  # device and dtype
+MakeLayer = Callable[[Edit, Like], Downsample]
 
 
-@dataclass
-class Change:
-    """All that happens to one module."""
-
-    op: str = ""
-    numbers: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    children: dict[str, nn.Module | None] = field(default_factory=dict)
-    graph_edits: list[GraphEdit] = field(default_factory=list)
-
-    @property
-    def wrapped(self) -> bool:
-        """Whether a blur stands before or behind the whole module."""
-        return "aa_before" in self.children or "aa_after" in self.children
-
-
-def changes_of(model: nn.Module, plan: Plan) -> dict[str, Change]:
-    """Return what happens to each module, by name."""
+def changes_of(model: nn.Module, plan: Plan, make: MakeLayer | None = None) -> dict[str, Change]:
+    """Return what happens to each module, by name; `make` makes other layers than the methods'."""
     changes: dict[str, Change] = defaultdict(Change)
+    layers: dict[str, Any] = {}
     for edit in plan.edits:
         site = edit.site
         like = _like(model, site)
         if edit.placement == "replace":
-            _place_replacement(changes, edit, like)
+            _place_replacement(changes, edit, like, model)
         elif edit.op_stride is not None or edit.placement == "resample":
-            _place_op(changes, edit, model)
-        if _blurs_itself(site):
-            changes[site.name].children["aa_blur"] = _blur(edit, like)
-        if edit.anchor is not None and not _blurs_itself(site):
-            _place_blur(changes, edit, edit.anchor, like)
+            _place_op(changes, edit, model, plan.circular)
+        if edit.anchor is None:
+            continue
+        layers[site.name] = layer = (make or _layer)(edit, like)
+        if _blurs_itself(edit, plan.circular):
+            changes[site.name].children["aa_blur"] = layer
+        else:
+            _place_layer(changes, edit, edit.anchor, layer)
+    for edit in plan.edits if make is None else ():
+        if edit.leader:
+            layers[edit.site.name].follow(layers[edit.leader])
+    if plan.circular:
+        make_circular(model, changes)
     return changes
 
 
-def _blurs_itself(site: Site) -> bool:
+def new_keys(model: nn.Module, plan: Plan) -> tuple[str, ...]:
+    """Return the keys that the methods' own weights add to the model's state_dict."""
+    if all(edit.method.name == "blur" for edit in plan.edits):
+        return ()
+    with torch.random.fork_rng(devices=[]):  # a plan touches nothing, random numbers included
+        changes = changes_of(model, dataclasses.replace(plan, circular=False))
+    return tuple(
+        ".".join(filter(None, (path, child, key)))
+        for path, change in changes.items()
+        for child, layer in change.children.items()
+        if layer is not None
+        for key in layer.state_dict()
+    )
+
+
+def _blurs_itself(edit: Edit, circular: bool) -> bool:
     """Whether the op's changed forward calls its blur, so that the two can share the work."""
-    return site.op == "max_pool" and not site.node
+    plain = edit.method.name == "blur" and not circular
+    return edit.site.op == "max_pool" and not edit.site.node and plain
 
 
-def _place_op(changes: dict[str, Change], edit: Edit, model: nn.Module) -> None:
+def _place_op(changes: dict[str, Change], edit: Edit, model: nn.Module, circular: bool) -> None:
     site = edit.site
     if site.node:
         changes[site.scope].graph_edits.append(GraphEdit(edit, "op", site.node, given=site.given))
         return
     change, module = changes[site.name], model.get_submodule(site.name)
     change.op = conv_op(module) if site.op == "conv" else site.op
+    if site.op == "max_pool" and not _blurs_itself(edit, circular):
+        change.op = "dense_max_pool"
     if edit.placement == "resample":
         change.op = "resample"
     change.numbers = _numbers(edit, module)
@@ -83,11 +101,6 @@ def _numbers(edit: Edit, module: Any) -> dict[str, tuple[int, ...]]:
     return numbers
 
 
-def conv_op(conv: nn.Module) -> str:
-    """Return the key of `OPS` by which a convolution runs at another stride."""
-    return "same_conv" if pads_to_same(conv) else "conv"
-
-
 def conv_padding(conv: Any) -> tuple[int, ...]:
     """Return the padding that a strided convolution leaves to the op itself."""
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
@@ -95,8 +108,18 @@ def conv_padding(conv: Any) -> tuple[int, ...]:
     return tuple(conv.padding)
 
 
-def _place_replacement(changes: dict[str, Change], edit: Edit, like: dict[str, Any]) -> None:
+def _place_replacement(
+    changes: dict[str, Change], edit: Edit, like: Like, model: nn.Module
+) -> None:
     site = edit.site
+    if site.op == "conv":
+        conv = model.get_submodule(site.name)
+        assert edit.method.replacement is not None
+        change = changes[site.name]
+        change.op = "replace_conv"
+        change.children["aa_conv"] = edit.method.replacement(conv, **edit.method.options)
+        change.frozen = tuple(name for name, _ in conv.named_parameters(recurse=False))
+        return
     blur = AverageBlurPool(
         edit.filter,
         site.kernel,
@@ -116,42 +139,48 @@ def _place_replacement(changes: dict[str, Change], edit: Edit, like: dict[str, A
         changes[site.name].children["aa_blur"] = blur
 
 
-def _place_blur(
-    changes: dict[str, Change], edit: Edit, anchor: Anchor, like: dict[str, Any]
-) -> None:
+def _place_layer(changes: dict[str, Change], edit: Edit, anchor: Anchor, layer: Downsample) -> None:
     change = changes[anchor.path]
-    blur = _blur(edit, like)
     if anchor.kind in ("node", "input"):
         name = f"aa_{anchor.node}"
         action = "after" if anchor.kind == "node" else "input"
         change.graph_edits.append(GraphEdit(edit, action, anchor.node, name, anchor.given))
-        change.children[name] = blur
+        change.children[name] = layer
         return
     change.children.setdefault("aa_before", None)
     change.children.setdefault("aa_after", None)
     name = f"aa_{anchor.kind}"
     other = change.children[name]
     if other is None:
-        change.children[name] = blur
+        change.children[name] = layer
         return
     # two strided ops in a row: the module's own blur is the one next to it
     leads = (edit.site.name == anchor.path) == (anchor.kind == "after")
-    change.children[name] = nn.Sequential(*((blur, other) if leads else (other, blur)))
+    change.children[name] = nn.Sequential(*((layer, other) if leads else (other, layer)))
 
 
-def _blur(edit: Edit, like: dict[str, Any]) -> BlurPool:
-    layer = BlurMaps if edit.site.dims else BlurPool
-    return layer(
-        edit.filter,
-        edit.blur_stride,
-        edit.rate,
-        edit.padding_mode,
-        edit.site.channels_last,
+def _layer(edit: Edit, like: Like) -> Downsample:
+    """Make the layer of an edit's method."""
+    method = edit.method
+    keywords: dict[str, Any] = dict(
+        stride=edit.blur_stride,
+        rate=edit.rate,
+        padding_mode=edit.padding_mode,
+        channels_last=edit.site.channels_last,
+        **method.options,
         **like,
     )
+    if method.filter is not None:
+        keywords["filter"] = edit.filter
+    if method.per_channel:
+        keywords["channels"] = edit.channels
+    if edit.leader:
+        keywords["leads"] = False
+    maps = method.name == "blur" and edit.site.dims
+    return BlurMaps(**keywords) if maps else method.layer(**keywords)
 
 
-def _like(model: nn.Module, site: Site) -> dict[str, Any]:
+def _like(model: nn.Module, site: Site) -> Like:
     """Return device and dtype of the parameters nearest to a site."""
     path = site.scope if site.node else site.name
     while True:

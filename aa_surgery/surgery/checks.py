@@ -15,6 +15,7 @@ from aa_surgery.errors import (
     UnsupportedSiteError,
 )
 from aa_surgery.sites import find_sites
+from aa_surgery.sites.windows import window_sites
 from aa_surgery.surgery.plan import Plan
 
 __all__ = ["check_alone", "check_fit", "check_indices", "check_model"]
@@ -60,8 +61,10 @@ def check_model(model: nn.Module) -> None:
 
 def check_alone(options: Mapping[str, Any]) -> None:
     """Refuse options beside a plan."""
-    defaults = dict(placement="auto", padding_mode="reflect", max_stride=4)
-    given = [k for k, v in options.items() if v not in (None, (), defaults.get(k))]
+    defaults = dict(
+        placement="auto", padding_mode="reflect", max_stride=4, method="blur", circular=False
+    )
+    given = [k for k, v in options.items() if v is not None and v != () and v != defaults.get(k)]
     if given:
         raise SurgeryError(
             f"plan and {given[0]} are mutually exclusive: the plan has its own. "
@@ -71,7 +74,7 @@ def check_alone(options: Mapping[str, Any]) -> None:
 
 def check_fit(plan: Plan, model: nn.Module) -> None:
     """Refuse a plan whose sites are not the model's."""
-    found = {site.name: site for site in find_sites(model)}
+    found = {site.name: site for site in (*find_sites(model), *window_sites(model))}
     for edit in plan.edits:
         site = found.get(edit.site.name)
         if site is None:

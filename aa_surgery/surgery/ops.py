@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aa_surgery.layers import functional as AF
 from aa_surgery.layers import resize
-from aa_surgery.layers.padding import pad_axes
+from aa_surgery.layers.padding import pad_axes, pad_to
 from aa_surgery.layers.windows import Ints, pooled_sizes
 
 __all__ = ["OPS"]
@@ -23,31 +23,55 @@ __all__ = ["OPS"]
 
 def _conv(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve at the changed stride; padding and its mode stay."""
+    padding, stride = self.aa_op["padding"], self.aa_op["stride"]
+    if "circular" in self.aa_op:
+        spans = _spans(self.kernel_size, self.dilation)
+        sizes = pooled_sizes(input.shape[2:], spans, self.stride, padding, False)
+        input = _wrapped(input, spans, self.stride, stride, padding, sizes)
+        none = [0] * len(spans)
+        return _convolve(input, weight, bias, stride, none, self.dilation, self.groups)
     if self.padding_mode != "zeros":
         input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-    return _convolve(
-        input,
-        weight,
-        bias,
-        self.aa_op["stride"],
-        self.aa_op["padding"],
-        self.dilation,
-        self.groups,
-    )
+    return _convolve(input, weight, bias, stride, padding, self.dilation, self.groups)
 
 
 def _same_conv(self: Any, x: Tensor) -> Tensor:
     """Pad for `ceil(n / stride)` samples at the host's stride, and convolve at the changed one."""
+    padding, stride = self.aa_op["padding"], self.aa_op["stride"]
+    before: list[int] = []
+    sizes: list[int] = []
     pads: list[int] = []
     for i, n in enumerate(x.shape[2:]):
         reach = ((n - 1) // self.stride[i]) * self.stride[i] + self.dilation[i] * (
             self.weight.shape[i + 2] - 1
         )
         pad = max(reach + 1 - n, 0)
+        before.append(pad // 2)
+        sizes.append((n - 1) // self.stride[i] + 1)
         pads += [pad // 2, pad - pad // 2]
-    x = pad_axes(x, pads, "constant")
-    padding, stride = self.aa_op["padding"], self.aa_op["stride"]
+    if "circular" in self.aa_op:
+        spans = _spans(self.kernel_size, self.dilation)
+        x = _wrapped(x, spans, self.stride, stride, before, sizes)
+    else:
+        x = pad_axes(x, pads, "constant")
     return _convolve(x, self.weight, self.bias, stride, padding, self.dilation, self.groups)
+
+
+def _spans(kernel: Ints, dilation: Ints) -> list[int]:
+    """Return how many samples a window reaches over, one an axis."""
+    spans: list[int] = []
+    for i, k in enumerate(kernel):
+        spans.append(dilation[i] * (k - 1) + 1)
+    return spans
+
+
+def _wrapped(x: Tensor, spans: Ints, stride: Ints, step: Ints, before: Ints, sizes: Ints) -> Tensor:
+    """Extend a map around its border, for `stride / step` as many windows as `sizes` says."""
+    after: list[int] = []
+    for i, n in enumerate(x.shape[2:]):
+        windows = sizes[i] * stride[i] // step[i]
+        after.append((windows - 1) * step[i] + spans[i] - before[i] - n)
+    return pad_to(x, before, after, "circular")
 
 
 def _convolve(
@@ -74,12 +98,16 @@ def _max_blur_pool(self: Any, input: Tensor) -> Tensor:
 
 
 def _blurred_max(self: Any, input: Tensor) -> Tensor:
-    kernel, stride, padding = self.aa_op["kernel"], self.aa_op["stride"], self.aa_op["padding"]
-    if "pool_kernel" in self.aa_op:
-        small = self.aa_op["pool_kernel"]
-        return self.aa_blur(small_max_pool(input, small, kernel, stride, padding, self.ceil_mode))
-    dilation = self.aa_op["dilation"]
-    return self.aa_blur(AF.dense_max_pool(input, kernel, stride, padding, dilation, self.ceil_mode))
+    return self.aa_blur(self._aa_dense(input))
+
+
+def _dense_max_pool(self: Any, input: Tensor) -> Tensor:
+    """Take the maximum at stride 1."""
+    op = self.aa_op
+    kernel, stride, padding = op["kernel"], op["stride"], op["padding"]
+    if "pool_kernel" in op:
+        return small_max_pool(input, op["pool_kernel"], kernel, stride, padding, self.ceil_mode)
+    return AF.dense_max_pool(input, kernel, stride, padding, op["dilation"], self.ceil_mode)
 
 
 def small_max_pool(
@@ -111,10 +139,46 @@ def _avg_pool(self: Any, input: Tensor) -> Tensor:
     )
 
 
+def _circular_max_pool(self: Any, input: Tensor) -> Tensor:
+    """Take the maximum over windows that wrap around."""
+    kernel, step, dilation = self.aa_op["window"], self.aa_op["step"], self.aa_op["dilation"]
+    x = _pool_wrapped(self, input)
+    if len(kernel) == 1:
+        return F.max_pool1d(x, kernel, step, 0, dilation)
+    if len(kernel) == 3:
+        return F.max_pool3d(x, kernel, step, 0, dilation)
+    return F.max_pool2d(x, kernel, step, 0, dilation)
+
+
+def _circular_avg_pool(self: Any, input: Tensor) -> Tensor:
+    """Take the average over windows that wrap around."""
+    kernel, step = self.aa_op["window"], self.aa_op["step"]
+    x = _pool_wrapped(self, input)
+    divisor = getattr(self, "divisor_override", None)
+    if len(kernel) == 1:
+        return F.avg_pool1d(x, kernel, step)
+    if len(kernel) == 3:
+        return F.avg_pool3d(x, kernel, step, divisor_override=divisor)
+    return F.avg_pool2d(x, kernel, step, divisor_override=divisor)
+
+
+def _pool_wrapped(self: Any, x: Tensor) -> Tensor:
+    padding, stride, dilation = self.aa_op["padding"], self.aa_op["stride"], self.aa_op["dilation"]
+    reach = _spans(self.aa_op["kernel"], dilation)
+    sizes = pooled_sizes(x.shape[2:], reach, stride, padding, self.ceil_mode)
+    spans = _spans(self.aa_op["window"], dilation)
+    return _wrapped(x, spans, stride, self.aa_op["step"], self.aa_op["before"], sizes)
+
+
 def _replaced(self: Any, input: Tensor) -> Tensor:
     """Blur in the place of the average."""
     divisor = getattr(self, "divisor_override", None)
     return self.aa_blur(input, self.count_include_pad, divisor)
+
+
+def _replaced_conv(self: Any, input: Tensor) -> Tensor:
+    """Let the method's module stand in the convolution's place."""
+    return self.aa_conv(input)
 
 
 def _resized(self: Any, input: Tensor) -> Tensor:
@@ -135,8 +199,16 @@ def _resized(self: Any, input: Tensor) -> Tensor:
 OPS: dict[str, dict[str, Callable[..., Any]]] = {
     "conv": {"_conv_forward": _conv},
     "same_conv": {"forward": _same_conv},
-    "max_pool": {"forward": _max_blur_pool, "_aa_pool": _blurred_max},
+    "max_pool": {
+        "forward": _max_blur_pool,
+        "_aa_pool": _blurred_max,
+        "_aa_dense": _dense_max_pool,
+    },
+    "dense_max_pool": {"forward": _dense_max_pool},
     "avg_pool": {"forward": _avg_pool},
+    "circular_max_pool": {"forward": _circular_max_pool},
+    "circular_avg_pool": {"forward": _circular_avg_pool},
     "replace": {"forward": _replaced},
+    "replace_conv": {"forward": _replaced_conv},
     "resample": {"forward": _resized},
 }

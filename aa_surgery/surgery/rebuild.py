@@ -24,15 +24,18 @@ from torch import nn
 
 from aa_surgery.errors import NotTraceableError, UnsupportedModelError
 from aa_surgery.layers import BlurPool
+from aa_surgery.layers.downsample import Downsample
 from aa_surgery.sites.modules import plain_forward
 from aa_surgery.sites.tracer import trace_scope
-from aa_surgery.surgery.changes import conv_op, conv_padding
+from aa_surgery.surgery.change import conv_op
+from aa_surgery.surgery.changes import conv_padding
 from aa_surgery.surgery.classes import Antialiased, Recipe, antialiased_class
 from aa_surgery.surgery.dress import Dress, dress, undress
 from aa_surgery.surgery.forward import GraphEdit, rewritten_sources
 
 __all__ = ["rebuild"]
 
+_CARRIED = ("", "conv", "same_conv")  # ops that another convolution can run as
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
@@ -139,8 +142,10 @@ class _Treatment:
 
 def _spec(blur: nn.Module | None) -> Any:
     """Return what two equal blurs have in common; their steps differ with the op's stride."""
-    if isinstance(blur, BlurPool):
+    if type(blur) is BlurPool:
         return (blur.filter.spec, blur.rate, blur.padding_mode, blur.channels_last)
+    if isinstance(blur, Downsample):
+        raise _Lost(f"a {type(blur).__name__} has weights or a phase of its own.")
     return None if blur is None else tuple(map(_spec, blur.children()))
 
 
@@ -154,6 +159,10 @@ def _dress_for_new(
             raise _Lost(f"{name} is gone.")
     gone = {name: m for name, m in before.own.items() if id(m) not in kept}
     lost = {name: worn[name] for name in gone if name in worn and worn[name].recipe.changes}
+    for name in gone:
+        op = worn[name].recipe.op if name in worn else ""
+        if op not in _CARRIED or (op and "circular" in worn[name].extras["aa_op"]):
+            raise _Lost(f"{name} is gone, and its circular border or its replacement with it.")
     whole = lost.pop("", None)
     fresh: dict[str, _Treatment] = {}
     _give_to_kept(before, worn, gone, lost)
@@ -265,14 +274,19 @@ def _dressing(module: Any, treatment: _Treatment) -> Dress:
     wrapped = treatment.before is not None or treatment.after is not None
     children: dict[str, nn.Module | None] = {}
     if wrapped:
-        children["aa_before"] = copy.deepcopy(treatment.before)
-        children["aa_after"] = copy.deepcopy(treatment.after)
+        children["aa_before"] = _copied(treatment.before)
+        children["aa_after"] = _copied(treatment.after)
     extras = {}
     if treatment.stride is not None:
         extras["aa_op"] = {"stride": treatment.stride, "padding": conv_padding(module)}
     recipe = Recipe(conv_op(module) if extras else "", (), wrapped)
     host: Any = type(module)
     return Dress(antialiased_class(host, recipe), children, extras)
+
+
+def _copied(blur: nn.Module | None) -> nn.Module | None:
+    _spec(blur)  # refuses what has a state
+    return copy.deepcopy(blur)
 
 
 def _nodes(block: nn.Module, edits: tuple[GraphEdit, ...]) -> list[tuple[Any, ...]]:

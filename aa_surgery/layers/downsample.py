@@ -1,0 +1,102 @@
+"""What every layer that stands at a downsampling site has in common."""
+# Without the future import of annotations: TorchScript reads those of a class as objects.
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from aa_surgery.errors import FilterError, InputError, MethodError
+from aa_surgery.layers.padding import PADDING_MODES
+
+__all__ = ["Downsample", "Unscriptable", "subsample"]
+
+
+class Unscriptable:
+    """Mixin of the layers that `torch.jit.script` cannot read: it is told so by name."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise MethodError(
+            f"{type(self).__name__} cannot be scripted. Use torch.export or torch.jit.trace, "
+            "or method='blur', which can."
+        )
+
+
+class Downsample(Unscriptable, nn.Module):
+    r"""Base of the layers that subsample a map without aliasing.
+
+    A subclass defines `sample`, from `(N, C, *spatial)` to `(N, C, *ceil(spatial / stride))`. Of
+    stride 1 and another rate, a layer prepares the map for an op behind it that has the stride.
+
+    Args:
+        stride: Subsampling step, one an axis; its length is the number of spatial axes.
+        rate: The sampling rate, one an axis, to prepare for; `stride` by default.
+        padding_mode: Border: `"reflect"`, `"replicate"`, `"zeros"` or `"circular"`.
+        channels_last: Whether maps are `(*, *spatial, C)`, as tokens are, instead of
+            `(*, C, *spatial)`.
+
+    Raises:
+        FilterError: The padding mode is unknown.
+        InputError: The input has too few axes.
+    """
+
+    def __init__(
+        self,
+        stride: Sequence[int] = (2, 2),
+        rate: Sequence[int] | None = None,
+        padding_mode: str = "reflect",
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        if padding_mode not in PADDING_MODES:
+            raise FilterError(
+                f"padding_mode {padding_mode!r} is unknown. Use one of {PADDING_MODES}."
+            )
+        self.stride = tuple(stride)
+        self.rate = tuple(rate) if rate is not None else self.stride
+        self.padding_mode = padding_mode
+        self.channels_last = channels_last
+        self.strength = 1.0
+
+    def set_strength(self, strength: float) -> None:
+        r"""Give $(1 - a)\,x[::s] + a\,y$ from now on, `y` being the layer's own output.
+
+        Args:
+            strength: `a`, 0 to 1.
+        """
+        self.strength = strength
+
+    def sample(self, x: Tensor) -> Tensor:
+        """Return the subsampled map, `(N, C, *ceil(spatial / stride))`, of `(N, C, *spatial)`."""
+        raise NotImplementedError(f"{type(self).__name__} defines no sample(x)")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the subsampled map, laid out as `x`."""
+        inner = len(self.stride) + 1
+        if x.ndim <= inner:
+            raise InputError(
+                f"{type(self).__name__} over {inner - 1} axes: expected a batch of maps with "
+                f"{inner + 1} axes, got shape {tuple(x.shape)}. Add the batch axis: x[None]."
+            )
+        maps = x if x.ndim == inner + 1 else x.flatten(0, -inner - 1)
+        if self.channels_last:
+            maps = maps.movedim(-1, 1)
+        y = self.sample(maps)
+        if self.strength != 1:
+            y = torch.lerp(subsample(maps, self.stride), y, self.strength)
+        if self.channels_last:
+            y = y.movedim(1, -1)
+        return y if x.ndim == inner + 1 else y.reshape(x.shape[:-inner] + y.shape[1:])
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows of the layer."""
+        rate = f", rate={self.rate}" if self.rate != self.stride else ""
+        strength = f", strength={self.strength:g}" if self.strength != 1 else ""
+        return f"stride={self.stride}{rate}, padding_mode={self.padding_mode!r}{strength}"
+
+
+def subsample(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """Keep every `stride`-th sample of each axis of `(N, C, *spatial)`."""
+    for dim, step in enumerate(stride, start=2):
+        x = x[(slice(None),) * dim + (slice(None, None, step),)]
+    return x
