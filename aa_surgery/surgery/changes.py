@@ -14,6 +14,7 @@ from aa_surgery.layers.downsample import Downsample
 from aa_surgery.layers.maps import AverageBlurPool, BlurMaps
 from aa_surgery.rules import Edit
 from aa_surgery.sites import Anchor, Site
+from aa_surgery.sites.windows import takes_tokens
 from aa_surgery.surgery.change import Change, conv_op
 from aa_surgery.surgery.circular import make_circular
 from aa_surgery.surgery.forward import GraphEdit
@@ -41,6 +42,9 @@ def changes_of(model: nn.Module, plan: Plan, make: MakeLayer | None = None) -> d
         layers[site.name] = layer = (make or _layer)(edit, like)
         if _blurs_itself(edit, plan.circular):
             changes[site.name].children["aa_blur"] = layer
+        elif site.op == "window" and takes_tokens(model.get_submodule(site.name)):
+            changes[site.name].op = "aligned_tokens"
+            changes[site.name].children["aa_roll"] = layer
         else:
             _place_layer(changes, edit, edit.anchor, layer)
     for edit in plan.edits if make is None else ():

@@ -7,10 +7,11 @@ from typing import Any
 from torch import nn
 
 from aa_surgery.errors import UnsupportedModelError
+from aa_surgery.layers.shift import ShiftForWindows
 from aa_surgery.sites.flow import Flow
 from aa_surgery.sites.kinds import AVG_POOLS, CONVS, MAX_POOLS, arguments, each_axis, pads_to_same
 from aa_surgery.sites.modules import AvgPool, Conv, MaxPool, plain_forward, type_dimension
-from aa_surgery.sites.windows import is_window_block
+from aa_surgery.sites.windows import is_masked_block, is_token_attention, is_window_attention
 from aa_surgery.surgery.change import Change, conv_op
 
 __all__ = ["make_circular"]
@@ -31,10 +32,12 @@ def make_circular(model: nn.Module, changes: dict[str, Change]) -> None:
     for path, module in flow.modules.items():
         if isinstance(module, (Conv, MaxPool, AvgPool)) and plain_forward(module):
             _wrap_around(path, module, changes)
-        elif is_window_block(module):
+        elif is_masked_block(module):
             # the mask keeps shifted windows from looking around the border
             attributes = changes.setdefault(path, Change()).attributes
             attributes |= {"attn_mask": None, "dynamic_mask": False}
+        elif is_window_attention(module) or is_token_attention(module):
+            _attend_around(path, module, changes)
         elif path in flow.graphs:
             _refuse_padding(path, module, flow)
 
@@ -47,6 +50,23 @@ def _wrap_around(path: str, module: Any, changes: dict[str, Change]) -> None:
         _wrap_pool(module, change)
     if change != Change():
         changes[path] = change
+
+
+def _attend_around(path: str, attention: Any, changes: dict[str, Change]) -> None:
+    """Shift the map in place of the windows, which are masked at the border where they shift."""
+    if is_token_attention(attention):
+        if attention.shift_size:
+            change = changes.setdefault(path, Change(op="circular_tokens"))
+            change.numbers["shift"] = (attention.shift_size,) * 2
+            change.attributes["shift_size"] = 0
+        return
+    shift, window = tuple(attention.shift_size), tuple(attention.window_size)
+    if any(shift):
+        change = changes.setdefault(path, Change())
+        back = tuple(-s for s in shift)
+        change.children["aa_before"] = ShiftForWindows(back, window)
+        change.children["aa_after"] = ShiftForWindows(shift, window)
+        change.attributes["shift_size"] = [0] * len(shift)
 
 
 def _wrap_conv(conv: Any, change: Change) -> None:

@@ -181,6 +181,23 @@ def _replaced_conv(self: Any, input: Tensor) -> Tensor:
     return self.aa_conv(input)
 
 
+def _aligned_tokens(self: Any, x: Tensor, hw_shape: Ints) -> Tensor:
+    """Roll tokens as the map that they are before the block attends in windows."""
+    maps = x.unflatten(1, tuple(hw_shape))
+    return self._aa_host.forward(self, self.aa_roll(maps).flatten(1, 2), hw_shape)
+
+
+def _circular_tokens(self: Any, query: Tensor, hw_shape: Ints) -> Tensor:
+    """Attend in windows of the shifted map, which nothing masks, not in shifted windows."""
+    shift = self.aa_op["shift"]
+    if not self.pad_small_map and min(hw_shape) <= self.window_size:
+        shift = (0, 0)  # Swin shifts nothing where one window is all
+    maps = query.unflatten(1, tuple(hw_shape))
+    rolled = maps.roll([-s for s in shift], (1, 2)).flatten(1, 2)
+    y = self._aa_host.forward(self, rolled, hw_shape)
+    return y.unflatten(1, tuple(hw_shape)).roll(shift, (1, 2)).flatten(1, 2)
+
+
 def _resized(self: Any, input: Tensor) -> Tensor:
     """Let torch low-pass before it resizes."""
     resized = F.interpolate(
@@ -211,4 +228,6 @@ OPS: dict[str, dict[str, Callable[..., Any]]] = {
     "replace": {"forward": _replaced},
     "replace_conv": {"forward": _replaced_conv},
     "resample": {"forward": _resized},
+    "aligned_tokens": {"forward": _aligned_tokens},
+    "circular_tokens": {"forward": _circular_tokens},
 }
