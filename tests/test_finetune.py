@@ -22,7 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 import aa_surgery  # noqa: F401 - registers aa_*
+from aa_surgery import apply_antialias
 from aa_surgery.layers import BlurPool
+from aa_surgery.methods import alias_penalty
 
 TOOLS = Path(__file__).parents[1] / "tools"
 TOOL = TOOLS / "finetune.py"
@@ -347,6 +349,22 @@ def test_recalibration(
     assert 0 < len(changed) < sum("running_" in key for key in after)
     counted = "bn1.num_batches_tracked"
     assert torch.equal(after[counted], before[counted])
+
+
+def test_alias_penalty(photographs: Path, tmp_path: Path, tool: Callable[..., int]) -> None:
+    gains = {}
+    for weight in ("0", "100"):
+        output = tmp_path / weight
+        options = [*PLAIN, "--method", "learned", "--alias-penalty", weight]
+        assert tool(photographs, output, *options) == 0
+        model = timm.create_model("test_resnet", num_classes=len(CLASSES))
+        apply_antialias(model, method="learned")
+        model.load_state_dict(last(output)["state_dict"])
+        gains[weight] = alias_penalty(model).item()
+    assert 0 < gains["100"] < gains["0"] / 2
+    options = [*PLAIN, "--filter", "tri-3", "--alias-penalty", "1"]
+    assert tool(photographs, tmp_path / "fixed", *options) == 2
+    assert not (tmp_path / "fixed" / "last.pth.tar").exists()
 
 
 def test_a_model_of_ones_own(photographs: Path, tmp_path: Path, tool: Callable[..., int]) -> None:

@@ -193,6 +193,13 @@ def _add_adaptation(group: Any) -> None:
     group.add_argument(
         "--temperature", type=float, default=1.0, metavar="T", help="of the logits (default: 1)"
     )
+    group.add_argument(
+        "--alias-penalty",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="with --method learned: weight in the loss of the filters' gain at what aliases",
+    )
 
 
 def _add_optimisation(group: Any) -> None:

@@ -29,6 +29,7 @@ from aa_surgery.adapt.warmup import AntialiasWarmup
 from aa_surgery.errors import InputError
 from aa_surgery.evaluation import measure_consistency
 from aa_surgery.evaluation.running import evaluating
+from aa_surgery.methods import alias_penalty
 from aa_surgery.reports.progress import progress_bar
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: torch.float32}
@@ -60,6 +61,8 @@ class Trainer:
         self.device: torch.device = task.device
         self.sampler: Any = data.train.sampler
         model = task.get_trainable_module()
+        if options.alias_penalty:
+            alias_penalty(model)  # refuses a model without learned filters before it is trained
         self.optimizer = create_optimizer_v2(
             model,
             opt=options.opt,
@@ -149,6 +152,10 @@ class Trainer:
             images, labels = self.mixup(images, labels)
         with self._autocast():
             loss = self.task(images, labels)["loss"]
+        if self.options.alias_penalty:
+            loss = loss + self.options.alias_penalty * alias_penalty(
+                self.task.get_trainable_module()
+            )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.options.clip_grad:

@@ -138,7 +138,8 @@ def reasons(rows: Iterable[Row], wanted: str, variant: str) -> str:
 
 def function(item: str) -> str:
     """Return `test_models::test_model_forward` of a node id."""
-    return re.sub(r"\[.*", "", item.rpartition("/")[2], flags=re.DOTALL).replace(".py::", "::")
+    test = re.sub(r"\[.*", "", item, flags=re.DOTALL)
+    return test.rpartition("/")[2].replace(".py::", "::")
 
 
 def file(item: str) -> str:
