@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from command_line import run
 from PIL import Image
 
 from aa_surgery import apply_antialias
-from aa_surgery.cli import commands, main
+from aa_surgery.cli import commands
 from aa_surgery.cli.parser import build_parser
 from aa_surgery.filters import list_filters
 from aa_surgery.surgery import Plan
@@ -47,16 +48,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "shapes_net", raising=False)
     return tmp_path
-
-
-def run(capsys, *argv):
-    """The exit code, stdout and stderr of one command."""
-    try:
-        code = main([str(a) for a in argv])
-    except SystemExit as exit:
-        code = exit.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def found(capsys, *argv):

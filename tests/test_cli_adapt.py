@@ -6,12 +6,12 @@ import zipfile
 import pytest
 import timm
 import torch
+from command_line import run
 from PIL import Image
 from skimage import data
 
 from aa_surgery import apply_antialias
 from aa_surgery.adapt.run import STEPS
-from aa_surgery.cli import main
 from aa_surgery.surgery import Plan
 
 MODEL = ("adapt", "test_efficientnet", "--size", 64)
@@ -42,16 +42,6 @@ def weights():
         for _ in range(20):
             model(picture.unfold(1, 64, 64).unfold(2, 64, 64).flatten(1, 2).transpose(0, 1))
     return model.state_dict()
-
-
-def run(capsys, *argv):
-    """The exit code, stdout and stderr of one command."""
-    try:
-        code = main([str(a) for a in argv])
-    except SystemExit as exit:
-        code = exit.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def adapt(capsys, *options, weights="weights.pth", images="images"):
