@@ -37,5 +37,6 @@ METHOD = Method(
     source="Chaman and Dokmanic 2021 (arXiv:2011.14214); Ding et al. 2023 (arXiv:2306.07470)",
     filter="identity",
     shares_phase=True,
-    note="exact under circular shifts, with circular padding and sizes that the strides divide",
+    note="exact under circular shifts, with circular padding and sizes that the strides divide, "
+    "where nothing else in the model knows positions",
 )

@@ -184,5 +184,5 @@ METHOD = Method(
     per_channel=True,
     shares_phase=True,
     note="starts at random, so fine-tune; exact under circular shifts, in eval mode, with circular "
-    "padding and sizes that the strides divide",
+    "padding and sizes that the strides divide, where nothing else in the model knows positions",
 )
