@@ -125,6 +125,7 @@ def test_a_short_training(
     small = ("--images", "24", "--held-out", "8", "--batch-size", "12", "--epochs", "2")
     small += ("--models", "resnet", "--width", "4", "--seeds", "0", "--threads", "1")
     methods = ("none", *(name for name in list_methods() if name != "blur"), "aps+tri-3")
+    methods += ("learned+penalty",)
     command = [str(tmp_path / "images"), "--out", str(tmp_path / "cifar"), *small, "--filters"]
     tool = load("cifar10")
     assert tool.main([*command, *methods]) == 0

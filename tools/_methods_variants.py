@@ -18,11 +18,15 @@ VARIANTS = tuple(
     for method in list_methods()
     for variant in ((method, f"{method}+tri-3") if method == "aps" else (method,))
 )
+PENALISED = "learned+penalty"  # trained with `alias_penalty` in the loss
+PENALTY = 10.0  # its weight there
 MISSING = "not run"
 
 
 def surgery_of(taps: str) -> dict[str, Any]:
-    """Return the keywords of `apply_antialias` for FILTER, METHOD or METHOD+FILTER."""
+    """Return the keywords of `apply_antialias` for FILTER, METHOD, METHOD+FILTER or PENALISED."""
+    if taps == PENALISED:
+        return {"method": "learned"}
     method, _, behind = taps.partition("+")
     if method not in list_methods():
         return {"filter": taps}

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from _cifar_table import Result, inserted, table
 from _finetune_options import parse as parse_finetune
-from _methods_variants import surgery_of
+from _methods_variants import PENALISED, PENALTY, surgery_of
 from timm.models import load_state_dict
 from torch import Tensor
 
@@ -104,7 +104,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--filters",
         nargs="+",
         default=FILTERS,
-        help="filters, METHOD or METHOD+FILTER; none is the baseline",
+        help=f"filters, METHOD, METHOD+FILTER or {PENALISED}; none is the baseline",
     )
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage")
     parser.add_argument("--lr", type=float, default=3e-3)
@@ -155,6 +155,8 @@ def train(
     ]
     for name, value in {} if taps == "none" else surgery_of(taps).items():
         command += [f"--{name}", value]
+    if taps == PENALISED:
+        command += ["--alias-penalty", str(PENALTY)]
     finetune.finetune(parse_finetune(command))
     return folder / "last.pth.tar"
 
