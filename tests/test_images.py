@@ -259,8 +259,9 @@ def test_a_corrupt_image_is_named(tmp_path: Path, content: bytes | None) -> None
     write_image(tmp_path / "a.jpg")
     broken = tmp_path / "broken.jpg"
     corrupt(broken) if content is None else broken.write_bytes(content)
-    with pytest.raises(InputError, match=r"broken\.jpg: cannot be read .*Replace the file"):
+    with pytest.raises(InputError, match=r"broken\.jpg: cannot be read .*Replace the file") as said:
         list(iterate_batches(ImageFiles(tmp_path), Preprocess(resize=24)))
+    assert "object at" not in str(said.value)
 
 
 def test_a_damaged_zip_is_named(tmp_path: Path) -> None:

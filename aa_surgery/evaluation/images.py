@@ -110,15 +110,17 @@ class ImageFiles:
         Raises:
             InputError: The file cannot be read or decoded, or is a decompression bomb.
         """
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         try:
             data = self._zip.read(name) if self._zip else (self.path / name).read_bytes()
             with Image.open(io.BytesIO(data)) as image:
                 return _rgb(image)
         except (*_UNREADABLE, Image.DecompressionBombError) as error:
+            unknown = isinstance(error, UnidentifiedImageError)  # says which buffer it was
             raise InputError(
-                f"{self.path / name}: cannot be read as an image ({error}). "
+                f"{self.path / name}: cannot be read as an image "
+                f"({'of no known format' if unknown else error}). "
                 "Replace the file, or take it out of the folder."
             ) from error
 
