@@ -12,11 +12,11 @@ from typing import Any
 from torch import fx, nn
 
 from aa_surgery.errors import NotTraceableError
+from aa_surgery.layers.downsample import Downsample
+from aa_surgery.sites.forwards import brings_forward, forward_of, instance_forward, is_own_method
 from aa_surgery.sites.kinds import (
-    is_container,
     is_norm,
     is_size_read,
-    own_forward,
     reads_map_size,
     role_of_function,
     role_of_module,
@@ -27,6 +27,10 @@ from aa_surgery.sites.tracer import PLAIN, Trace, trace_scopes
 __all__ = ["Flow", "Spot"]
 
 _MAX_STEPS = 12
+_SET_ON_INSTANCE = (
+    "a forward set on the instance runs in the stead of its class's (a hook of accelerate's, a "
+    "patch). Apply before it is set"
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,14 @@ class Flow:
 
     def _trace_all(self, trace: Trace) -> None:
         for path, module in self.modules.items():
-            if is_container(module) or own_forward(module):
+            if not isinstance(module, Downsample) and brings_forward(module):
                 self._trace(path, module, trace)
 
     def _trace(self, path: str, module: nn.Module, trace: Trace) -> None:
+        own = instance_forward(module)
+        if own is not None and not is_own_method(module, own):
+            self.failures[path] = _SET_ON_INSTANCE
+            return
         try:
             graph = trace(module, given=self.given(module))
         except NotTraceableError as error:
@@ -81,7 +89,7 @@ class Flow:
     def given(self, module: nn.Module) -> Given:
         """Return the arguments that the callers of `module` fill in spite of plain defaults."""
         spots = self._calls[id(module)]
-        defaults = _defaults_of(type(module).forward) if spots else {}
+        defaults = _defaults_of(forward_of(module)) if spots else {}
         passed: dict[str, list[Any]] = defaultdict(list)
         for spot in spots:
             arguments = {**dict(zip(defaults, spot.node.args, strict=False)), **spot.node.kwargs}

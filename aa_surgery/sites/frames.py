@@ -1,0 +1,73 @@
+"""Where in a user's code an op is called: the functions on the way from the forward to it."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from aa_surgery.sites.linking import inner_function
+
+__all__ = ["Step", "is_library_file", "way_to"]
+
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_LIBRARIES = tuple(folder + os.sep for folder in (os.path.dirname(torch.__file__), _HERE))
+_STANDARD = sysconfig.get_path("stdlib") + os.sep
+
+
+@dataclass(frozen=True)
+class Step:
+    """A user's function that runs, and the instruction at which it calls what comes next.
+
+    Attributes:
+        code: The function's code.
+        offset: The instruction's offset in bytes.
+        owner: The path, within the scope, of the module whose method it is; None of a helper.
+    """
+
+    code: types.CodeType
+    offset: int
+    owner: str | None = None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Line and column at which the call ends, as `ast` counts them."""
+        positions = list(self.code.co_positions())[self.offset // 2]
+        return positions[1] or 0, positions[3] or 0
+
+
+@cache
+def is_library_file(file: str) -> bool:
+    """Tell whether a file of code is Python's own, torch's, or ours."""
+    standard = file.startswith(_STANDARD) and "site-packages" not in file
+    return standard or file.startswith(_LIBRARIES) or file.startswith("<frozen")
+
+
+def way_to(
+    frame: types.FrameType | None, forward: Any, owner_of: Callable[[object], str | None]
+) -> tuple[Step, ...]:
+    """Return the steps from `forward` to the call that made `frame`, outermost first."""
+    first = inner_function(forward).__code__
+    steps: list[Step] = []
+    while frame is not None:
+        code = frame.f_code
+        if code is first:
+            steps.append(Step(code, frame.f_lasti, ""))
+            return tuple(reversed(steps))
+        if not is_library_file(code.co_filename):
+            steps.append(Step(code, frame.f_lasti, _owner(frame, owner_of)))
+        frame = frame.f_back
+    return ()
+
+
+def _owner(frame: types.FrameType, owner_of: Callable[[object], str | None]) -> str | None:
+    code = frame.f_code
+    if not code.co_argcount:
+        return None
+    return owner_of(frame.f_locals.get(code.co_varnames[0]))
