@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from aa_surgery.sites.memo import INTERNAL, Paths
+
 __all__ = ["StandIns"]
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -38,7 +40,7 @@ class StandIns:
     """
 
     def __init__(
-        self, scope: nn.Module, paths: Mapping[int, str], record: Record, show: Show
+        self, scope: nn.Module, paths: Paths, record: Record, show: Show
     ) -> None:
         self._paths, self._record, self._show = paths, record, show
         self._made: dict[int, Any] = {}
@@ -64,10 +66,9 @@ class StandIns:
         for name in _containers_of_class(type(module)):
             own[name] = self._copied(getattr(type(module), name), 0)
         for name, value in module.__dict__.items():
-            kind = type(value)
             if name in _REGISTRIES:
                 own[name] = _Shown(value, self._shown)
-            elif kind in _PLAIN:
+            elif type(value) in _PLAIN or (path and name in INTERNAL):
                 own[name] = value
             else:
                 own[name] = self._copied(value, 0)

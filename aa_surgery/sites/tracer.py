@@ -7,6 +7,7 @@ a trace changes nothing, of the model, of the user's modules, or of torch, in wh
 from __future__ import annotations
 
 import dis
+import gc
 import inspect
 import random
 import sys
@@ -75,6 +76,9 @@ def trace_scopes(work: Callable[[Trace], _T]) -> _T:
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
         stack.callback(torch.set_rng_state, torch.get_rng_state())
+        if gc.isenabled():  # it would look for garbage among the thousands of nodes
+            stack.callback(gc.enable)
+            gc.disable()
         return work(session.trace)
 
 
