@@ -13,6 +13,7 @@ from aa_surgery.sites.functions import read_node
 from aa_surgery.sites.kinds import has_two_forms, is_getitem, is_size_read
 from aa_surgery.sites.leaves import called_function
 from aa_surgery.sites.modules import plain_forward, read_conv_like, read_module
+from aa_surgery.sites.reach import reached
 from aa_surgery.sites.site import Site, Unread
 from aa_surgery.sites.unread import read_patch_embedding, unread_forwards
 
@@ -49,7 +50,7 @@ def survey(model: nn.Module) -> tuple[tuple[Site, ...], tuple[Unread, ...]]:
             fields = fields or read_patch_embedding(module)
             if fields is not None:
                 sites.append(_opaque_site(path, module, fields, flow))
-    return tuple(sites), unread_forwards(flow)
+    return reached(sites, flow), unread_forwards(flow)
 
 
 def _module_site(path: str, module: nn.Module, fields: dict[str, Any], flow: Flow) -> Site:

@@ -35,12 +35,14 @@ class Anchor:
         path: The module's qualified name.
         node: The fx node's name, for the last two.
         given: For the last two, arguments of that module's forward that its callers fill.
+        line: For `"node"`, function, line and column of the node's call.
     """
 
     kind: Literal["after", "before", "node", "input"]
     path: str
     node: str = ""
     given: Given = ()
+    line: str = ""
 
     def __str__(self) -> str:
         return f"{self.path}:{self.node}" if self.node else f"{self.kind} {self.path}"
@@ -75,6 +77,8 @@ class Site:
         opaque: Why the op's own forward cannot be edited, so that a blur can only precede it.
         unseen: Why what follows is not known, where the forward that calls it cannot be traced.
         problem: Why the op cannot be treated; empty if it can.
+        line: Function, line and column of the call, where a forward issues the op; ops that one
+            call issues have the same.
     """
 
     name: str
@@ -101,6 +105,7 @@ class Site:
     opaque: str = ""
     unseen: str = ""
     problem: str = ""
+    line: str = ""
 
     @property
     def ndim(self) -> int:

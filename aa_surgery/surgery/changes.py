@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from aa_surgery.layers.calls import AVG_CALLS, CONV_CALLS, MAX_CALLS, ResizeCall
 from aa_surgery.layers.downsample import Downsample
 from aa_surgery.layers.maps import AverageBlurPool, BlurMaps
 from aa_surgery.rules import Edit
@@ -40,7 +41,9 @@ def changes_of(model: nn.Module, plan: Plan, make: MakeLayer | None = None) -> d
         if edit.anchor is None:
             continue
         layers[site.name] = layer = (make or _layer)(edit, like)
-        if _blurs_itself(edit, plan.circular):
+        if _pools_in_forward(edit):
+            _place_call(changes, edit, _pool_call(site, layer))
+        elif _blurs_itself(edit, plan.circular):
             changes[site.name].children["aa_blur"] = layer
         elif site.op == "window" and takes_tokens(model.get_submodule(site.name)):
             changes[site.name].op = "aligned_tokens"
@@ -79,7 +82,7 @@ def _blurs_itself(edit: Edit, circular: bool) -> bool:
 def _place_op(changes: dict[str, Change], edit: Edit, model: nn.Module, circular: bool) -> None:
     site = edit.site
     if site.node:
-        changes[site.scope].graph_edits.append(GraphEdit(edit, "op", site.node, given=site.given))
+        _place_op_in_forward(changes, edit)
         return
     change, module = changes[site.name], model.get_submodule(site.name)
     change.op = conv_op(module) if site.op == "conv" else site.op
@@ -88,6 +91,41 @@ def _place_op(changes: dict[str, Change], edit: Edit, model: nn.Module, circular
     if edit.placement == "resample":
         change.op = "resample"
     change.numbers = _numbers(edit, module)
+
+
+def _pools_in_forward(edit: Edit) -> bool:
+    """Whether the op is a pool that a forward calls, run dense with its blur."""
+    pools = edit.site.op in ("max_pool", "avg_pool")
+    return bool(edit.site.node) and pools and edit.placement == "post"
+
+
+def _place_op_in_forward(changes: dict[str, Change], edit: Edit) -> None:
+    """Let the op of a call in a forward run another way; pools come with their blur."""
+    site = edit.site
+    if site.op == "conv":
+        call = CONV_CALLS[site.ndim](site.stride, edit.op_stride or ())
+        _place_call(changes, edit, call, f"aa_{site.node}_dense")
+    elif site.op == "interpolate":
+        _place_call(changes, edit, ResizeCall())
+    elif site.op in ("slice", "space_to_depth"):
+        name = f"aa_{site.node}_dense"
+        change = GraphEdit(edit, "dense", site.node, name, site.given)
+        changes[site.scope].graph_edits.append(change)
+
+
+def _pool_call(site: Site, blur: nn.Module) -> nn.Module:
+    calls = MAX_CALLS if site.op == "max_pool" else AVG_CALLS
+    return calls[site.ndim](blur, site.stride)
+
+
+def _place_call(
+    changes: dict[str, Change], edit: Edit, call: nn.Module, name: str | None = None
+) -> None:
+    """Let the scope's forward call a module of ours in the stead of the op's function."""
+    site = edit.site
+    name = name or f"aa_{site.node}"
+    changes[site.scope].graph_edits.append(GraphEdit(edit, "call", site.node, name, site.given))
+    changes[site.scope].children[name] = call
 
 
 def _numbers(edit: Edit, module: Any) -> dict[str, tuple[int, ...]]:
@@ -134,10 +172,7 @@ def _place_replacement(
         **like,
     )
     if site.node:
-        change = changes[site.scope]
-        name = f"aa_{site.node}"
-        change.graph_edits.append(GraphEdit(edit, "replace", site.node, name, site.given))
-        change.children[name] = blur
+        _place_call(changes, edit, _pool_call(site, blur))
     else:
         changes[site.name].op = "replace"
         changes[site.name].children["aa_blur"] = blur

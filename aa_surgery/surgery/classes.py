@@ -19,6 +19,7 @@ from torch import nn
 from torch.fx.graph_module import _forward_from_src
 
 from aa_surgery.surgery.ops import OPS
+from aa_surgery.surgery.source import Rewritten, made
 
 __all__ = ["REBUILDING_METHODS", "Antialiased", "Recipe", "antialiased_class", "typed_signature"]
 
@@ -31,20 +32,20 @@ class Recipe:
 
     Attributes:
         op: Which op runs another way: a key of `OPS`, or empty.
-        sources: Generated forwards: one, or one for eval and one for training.
+        methods: Methods that are rewritten, so that their calls that sample are treated.
         wrapped: Whether a blur stands before or behind the whole module.
         guarded: Methods that rebuild the module from its weights, and must take its blurs along.
     """
 
     op: str = ""
-    sources: tuple[str, ...] = ()
+    methods: tuple[Rewritten, ...] = ()
     wrapped: bool = False
     guarded: tuple[str, ...] = ()
 
     @property
     def changes(self) -> bool:
         """Whether the forward differs from the host's."""
-        return bool(self.op or self.sources or self.wrapped)
+        return bool(self.op or self.methods or self.wrapped)
 
 
 class Antialiased:
@@ -82,13 +83,7 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
     methods: dict[str, Any] = {}
     if recipe.op:
         methods.update({name: _named(method, name) for name, method in OPS[recipe.op].items()})
-    elif len(recipe.sources) == 1:
-        methods["forward"] = _compiled(recipe.sources[0])
-    elif recipe.sources:
-        evaluating, training = (_compiled(source) for source in recipe.sources)
-        methods["_aa_eval_forward"] = _named(evaluating, "_aa_eval_forward")
-        methods["_aa_training_forward"] = _named(training, "_aa_training_forward")
-        methods["forward"] = _calling(evaluating, _BY_MODE)
+    methods.update({method.name: made(host, method) for method in recipe.methods})
     if recipe.wrapped:
         name = _innermost(host)
         inner = methods.get(name, getattr(host, name))
@@ -134,10 +129,6 @@ def _passing(host: Any) -> type[Antialiased]:
     return type("Antialiased", (Antialiased,), {"forward": super(host, host).forward})
 
 
-def _compiled(source: str) -> Callable[..., Any]:
-    return _forward_from_src(source, {})
-
-
 def _named(function: Any, name: str) -> Any:
     """Return a copy of `function` under the name at which TorchScript will look for it."""
     if not isinstance(function, FunctionType):
@@ -159,13 +150,6 @@ def forward{signature}:
     if self.aa_after is not None:
         aa_output = self.aa_after(aa_output)
     return aa_output
-"""
-
-_BY_MODE = """
-def forward{signature}:
-    if self.training:
-        return self._aa_training_forward({arguments})
-    return self._aa_eval_forward({arguments})
 """
 
 _PASSED: dict[Any, str] = {

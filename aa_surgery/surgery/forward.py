@@ -1,249 +1,183 @@
-"""Forward rewrite: edit the fx graph of one scope, and generate its forward again."""
+"""Forward rewrite: the user's own source, in which the calls that sample are treated."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
 from aa_surgery.errors import NotTraceableError
-from aa_surgery.layers.functional import dense_avg_pool, dense_max_pool
-from aa_surgery.layers.maps import dense_space_to_depth
-from aa_surgery.layers.resize import resizable
+from aa_surgery.layers.calls import MergeCall
 from aa_surgery.rules import Edit
 from aa_surgery.sites import Given
-from aa_surgery.sites.kinds import AVG_POOLS, CONVS, INTERPOLATE, MAX_POOLS, arguments, is_getitem
-from aa_surgery.sites.leaves import SELF
+from aa_surgery.sites.code import SourceError
+from aa_surgery.sites.kinds import is_getitem
 from aa_surgery.sites.merging import read_reshape_merge, slice_merge, sliced_steps
-from aa_surgery.sites.tracer import Trace, trace_scopes
-from aa_surgery.surgery.source import source_of
+from aa_surgery.sites.routes import Place, Route, Unit, route_of
+from aa_surgery.sites.tracer import WAY, trace_scopes
+from aa_surgery.surgery.source import Action, Rewritten, rewritten
 
-__all__ = ["GraphEdit", "rewritten_sources"]
-
-_TABLES = {"conv": CONVS, "max_pool": MAX_POOLS, "avg_pool": AVG_POOLS, "interpolate": INTERPOLATE}
+__all__ = ["GraphEdit", "Rewrite", "rewrites"]
 
 
 @dataclass(frozen=True)
 class GraphEdit:
-    """One change of a scope's graph.
+    """One change of a scope's forward.
 
     Attributes:
         edit: The edit that it is part of.
-        action: `"op"` runs the node at another stride; `"replace"`, `"after"` and `"input"` call
-            the blur instead of the node, behind it, or on its input.
-        node: The node's name.
-        blur: The name of the scope's child that is the blur, where there is one.
+        action: `"call"`: a module of ours is called in the function's stead; `"dense"`: a patch
+            merging takes every patch; `"after"` and `"input"`: the blur is called on the op's
+            value, or on what it reads.
+        node: The name of the op's node in the scope's graph.
+        child: The name of the scope's child that is called.
         given: Arguments that callers of the scope fill.
     """
 
     edit: Edit
     action: str
     node: str
-    blur: str = ""
+    child: str = ""
     given: Given = ()
 
 
-def rewritten_sources(
-    scopes: Mapping[str, tuple[nn.Module, Sequence[GraphEdit]]],
-) -> dict[str, tuple[str, ...]]:
-    """Return the sources of each edited forward: one, or one for eval and one for training.
+@dataclass
+class Rewrite:
+    """What rewriting a scope's forward takes.
+
+    Attributes:
+        methods: The methods of its class that are other ones.
+        children: Children that they call beside those of the edits.
+        spare: Children of edits that are not called: another edit's serves the same line of code.
+    """
+
+    methods: tuple[Rewritten, ...] = ()
+    children: dict[str, nn.Module] = field(default_factory=dict)
+    spare: set[str] = field(default_factory=set)
+
+
+def rewrites(scopes: Mapping[str, tuple[nn.Module, Sequence[GraphEdit]]]) -> dict[str, Rewrite]:
+    """Return what each scope takes, by its name.
 
     Raises:
-        NotTraceableError: A forward needs something that source text cannot carry, or its two
-            modes name the edited nodes differently.
+        NotTraceableError: A forward has no source, or no op where the plan has one.
     """
     if not scopes:
         return {}
-    graphs = trace_scopes(
-        lambda trace: {path: _modes(trace, path, *scope) for path, scope in scopes.items()}
+    return trace_scopes(
+        lambda trace: {
+            path: _Writer(path, scope, trace(scope, False, _given(edits))).write(edits)
+            for path, (scope, edits) in scopes.items()
+        }
     )
-    return {path: _sources(modes, path, *scopes[path]) for path, modes in graphs.items()}
 
 
-def _modes(
-    trace: Trace, path: str, scope: nn.Module, edits: Sequence[GraphEdit]
-) -> tuple[fx.Graph, fx.Graph]:
-    """Return a forward's graph in eval and in training; one and the same where they are equal."""
-    given = dict.fromkeys(argument for change in edits for argument in change.given)
-    try:
-        return trace(scope, False, given), trace(scope, True, given)
-    except NotTraceableError as error:
+def _given(edits: Iterable[GraphEdit]) -> Iterable[Any]:
+    return dict.fromkeys(argument for change in edits for argument in change.given)
+
+
+class _Writer:
+    """Collects what is done at which place of which function, and writes these anew."""
+
+    def __init__(self, path: str, scope: nn.Module, graph: fx.Graph) -> None:
+        self.path, self.scope, self.graph = path, scope, graph
+        self.units: dict[str, Unit] = {}
+        self.actions: dict[str, dict[Place, list[Action]]] = {}
+        self.result = Rewrite()
+
+    def write(self, edits: Sequence[GraphEdit]) -> Rewrite:
+        """Return the rewrite for all edits of the scope."""
+        try:
+            for change in edits:
+                _ACTIONS[change.action](self, self._node(change.node), change)
+            self.result.methods = tuple(
+                rewritten(type(self.scope), unit, self.actions.get(name, {}))
+                for name, unit in self.units.items()
+            )
+        except SourceError as error:
+            raise NotTraceableError(
+                f"{self.path or 'the model'} ({type(self.scope).__name__}): {error}. "
+                "Exclude this module, or use placement='pre'."
+            ) from error
+        return self.result
+
+    def _node(self, name: str) -> fx.Node:
+        for node in self.graph.nodes:
+            if node.name == name:
+                return node
         raise NotTraceableError(
-            f"{path}: {error}. Exclude this module, or use placement='pre'."
-        ) from error
-
-
-def _sources(
-    modes: tuple[fx.Graph, fx.Graph], path: str, scope: nn.Module, edits: Sequence[GraphEdit]
-) -> tuple[str, ...]:
-    evaluating, training = modes
-    for name in {change.node for change in edits}:
-        if _node(training, name, path).target != _node(evaluating, name, path).target:
-            raise NotTraceableError(
-                f"{path} ({type(scope).__name__}): its forward differs between training and eval "
-                f"at {name}. Exclude this module, or use placement='pre'."
-            )
-    distinct = (evaluating,) if training is evaluating else modes
-    sources = tuple(_source(copy.deepcopy(graph), path, edits, scope) for graph in distinct)
-    return sources[:1] if sources[0] == sources[-1] else sources
-
-
-def _node(graph: fx.Graph, name: str, path: str) -> fx.Node:
-    for node in graph.nodes:
-        if node.name == name:
-            return node
-    raise NotTraceableError(
-        f"{path}: no op {name} in its forward, in one of training and eval. Make the plan again."
-    )
-
-
-def _source(graph: fx.Graph, path: str, edits: Sequence[GraphEdit], scope: nn.Module) -> str:
-    for node in graph.nodes:
-        if node.op == "get_attr" and node.target != SELF and not _held(scope, str(node.target)):
-            raise NotTraceableError(
-                f"{path} ({type(scope).__name__}): its forward makes the constant {node.target} "
-                "from values, which generated source cannot carry. Exclude this module."
-            )
-    # edits behind a node come first, so that the blur of a dense op stands behind the new node
-    for change in sorted(edits, key=lambda c: c.action != "after"):
-        _ACTIONS[change.action](graph, _node(graph, change.node, path), change)
-    return source_of(graph, scope)
-
-
-def _held(scope: nn.Module, target: str) -> bool:
-    held: Any = scope
-    for part in target.split("."):
-        if not hasattr(held, part):
-            return False
-        held = getattr(held, part)
-    return True
-
-
-def _run_dense(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
-    """Let the node's op run at the stride that the edit leaves it."""
-    edit = change.edit
-    if edit.site.op in ("slice", "space_to_depth"):
-        _merge_densely(graph, node)
-        return
-    names, _ = _TABLES[edit.site.op][node.target]  # type: ignore[index]
-    args = arguments(node, names)
-    if edit.site.op == "conv":
-        _set_argument(node, names, "stride", edit.op_stride)
-        return
-    if edit.site.op == "interpolate":
-        _resize_smoothly(graph, node)
-        return
-    site = edit.site
-    common = (args["input"], site.kernel, site.stride, site.padding)
-    if site.op == "max_pool":
-        node.target = dense_max_pool
-        node.args = (*common, site.dilation, args.get("ceil_mode", False))
-    else:
-        node.target = dense_avg_pool
-        node.args = (
-            *common,
-            args.get("ceil_mode", False),
-            args.get("count_include_pad", True),
-            args.get("divisor_override"),
+            f"{self.path or 'the model'}: no op {name} in its forward. Make the plan again."
         )
-    node.kwargs = {}
 
+    def _route(self, node: fx.Node, value: bool = False) -> Route:
+        route = route_of(self.scope, node.meta.get(WAY, ()), value)
+        for unit in route.units:
+            self.units.setdefault(unit.name, unit)
+            if unit.led:
+                caller, place = unit.led
+                self._add(caller, place, Action("lead", unit.name))
+        return route
 
-def _resize_smoothly(graph: fx.Graph, node: fx.Node) -> None:
-    """Let the interpolation low-pass, in a dtype for which it can, and cast its output back."""
-    source = _input(node)
-    with graph.inserting_before(node):
-        read = graph.call_function(resizable, (source,))
-    node.replace_input_with(source, read)
-    node.kwargs = {**node.kwargs, "antialias": True}
-    with graph.inserting_after(node):
-        cast = graph.call_method("type_as", (node, source))
-    node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
+    def _add(self, unit: str, place: Place, action: Action) -> bool:
+        """Note an action; whether it is the first of its kind there."""
+        known = self.actions.setdefault(unit, {}).setdefault(place, [])
+        if any(a.kind == action.kind for a in known):
+            return False
+        known.append(action)
+        return True
 
+    def _call(self, node: fx.Node, change: GraphEdit) -> None:
+        self._at(self._route(node), Action("call", change.child))
 
-def _merge_densely(graph: fx.Graph, node: fx.Node) -> None:
-    """Let patch merging take every patch, not one in `stride`."""
-    merge = None if is_getitem(node) else read_reshape_merge(node)
-    if merge is not None:
-        last = merge.nodes[-1]
-        with graph.inserting_before(last):
-            args = (_input(node), merge.dims, merge.factors, merge.order, merge.joined)
-            dense = graph.call_function(dense_space_to_depth, args)
-        last.replace_all_uses_with(dense)
-        for done in reversed(merge.nodes):
-            graph.erase_node(done)
-        return
-    cat = slice_merge(node)
-    for part in [] if cat is None else cat.all_input_nodes:
-        index: Any = part.args[1]
-        part.update_arg(1, tuple(_every_offset(item) for item in index))
+    def _after(self, node: fx.Node, change: GraphEdit) -> None:
+        self._at(self._route(node, value=True), Action("after", change.child))
 
+    def _at(self, route: Route, action: Action) -> None:
+        if not self._add(*route.key, action):
+            self.result.spare.add(action.child)
 
-def _every_offset(item: Any) -> Any:
-    """Return the slice that takes what `item` takes, and all between: `a::s` becomes `a:a-s+1`."""
-    if not isinstance(item, slice) or not isinstance(item.step, int) or item.step == 1:
-        return item
-    start = item.start or 0
-    return slice(start, start - item.step + 1 or None)
-
-
-def _set_argument(node: fx.Node, names: tuple[str, ...], name: str, value: Any) -> None:
-    position = names.index(name)
-    if position < len(node.args):
-        node.update_arg(position, value)
-    else:
-        node.update_kwarg(name, value)
-
-
-def _insert_after(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
-    with graph.inserting_after(node):
-        blurred = graph.call_module(change.blur, (node,))
-    node.replace_all_uses_with(blurred, delete_user_cb=lambda user: user is not blurred)
-
-
-def _replace(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
-    names, _ = _TABLES["avg_pool"][node.target]  # type: ignore[index]
-    args = arguments(node, names)
-    average = (args.get("count_include_pad", True), args.get("divisor_override"))
-    with graph.inserting_before(node):
-        blurred = graph.call_module(change.blur, (args["input"], *average))
-    node.replace_all_uses_with(blurred)
-    graph.erase_node(node)
-
-
-def _insert_before(graph: fx.Graph, node: fx.Node, change: GraphEdit) -> None:
-    """Blur what the node reads; slices of one map at several offsets share the blur."""
-    source = _input(node)
-    with graph.inserting_before(_first_reader(graph, source, node)):
-        blurred = graph.call_module(change.blur, (source,))
-    readers = [node]
-    if is_getitem(node):
+    def _input(self, node: fx.Node, change: GraphEdit) -> None:
+        """Blur what the node reads; slices of one map at several offsets share the blur."""
+        if not is_getitem(node):
+            self._at(self._route(node), Action("input", change.child, method=_is_method(node)))
+            return
+        source = node.all_input_nodes[0]
         readers = [u for u in source.users if is_getitem(u) and sliced_steps(u.args[1])]
-    for reader in readers:
-        reader.replace_input_with(source, blurred)
+        keys = list(dict.fromkeys(self._route(reader).key for reader in readers))
+        shared = tuple(place for unit, place in keys if unit == keys[0][0])
+        for unit, place in keys:
+            together = shared if unit == keys[0][0] else (place,)
+            self._at(
+                Route((self.units[unit],), place), Action("input", change.child, places=together)
+            )
+        self.result.spare.discard(change.child)
+
+    def _dense(self, node: fx.Node, change: GraphEdit) -> None:
+        """Let patch merging take every patch, not one in `stride`."""
+        merge = None if is_getitem(node) else read_reshape_merge(node)
+        if merge is not None:
+            first, last = self._route(merge.nodes[0]), self._route(merge.nodes[-1])
+            if first.units[-1] != last.units[-1]:
+                raise SourceError("its patches are merged in several functions")
+            call = MergeCall(merge.dims, merge.factors, merge.order, merge.joined)
+            self.result.children[change.child] = call
+            method = _is_method(merge.nodes[0])
+            self._at(last, Action("merge", change.child, (first.place,), method))
+            return
+        cat = slice_merge(node)
+        for part in [] if cat is None else cat.all_input_nodes:
+            self._add(*self._route(part).key, Action("dense", ""))
 
 
-def _first_reader(graph: fx.Graph, source: fx.Node, node: fx.Node) -> fx.Node:
-    """Return the first slice of `source`, so that the blur stands before all of them."""
-    if not is_getitem(node):
-        return node
-    return next(
-        n for n in graph.nodes if n in source.users and is_getitem(n) and sliced_steps(n.args[1])
-    )
-
-
-def _input(node: fx.Node) -> fx.Node:
-    source = node.args[0] if node.args else node.kwargs["input"]
-    assert isinstance(source, fx.Node)
-    return source
+def _is_method(node: fx.Node) -> bool:
+    return node.op == "call_method"
 
 
 _ACTIONS = {
-    "op": _run_dense,
-    "after": _insert_after,
-    "replace": _replace,
-    "input": _insert_before,
+    "call": _Writer._call,
+    "after": _Writer._after,
+    "input": _Writer._input,
+    "dense": _Writer._dense,
 }

@@ -16,7 +16,7 @@ from aa_surgery.surgery.classes import (
     antialiased_class,
 )
 from aa_surgery.surgery.dress import Dress, dress, undress
-from aa_surgery.surgery.forward import rewritten_sources
+from aa_surgery.surgery.forward import Rewrite, rewrites
 
 __all__ = ["commit", "prepare", "undo"]
 
@@ -26,7 +26,7 @@ def prepare(model: nn.Module, changes: Mapping[str, Change]) -> list[tuple[nn.Mo
     prepared = []
     guards = _guards(model, changes)
     edited = {p: (model.get_submodule(p), c.graph_edits) for p, c in changes.items()}
-    rewritten = rewritten_sources({p: scope for p, scope in edited.items() if scope[1]})
+    rewritten = rewrites({p: scope for p, scope in edited.items() if scope[1]})
     for path in {**changes, **guards}:
         module, change = model.get_submodule(path), changes.get(path, Change())
         taken = [n for n in change.children if hasattr(module, n)]
@@ -35,10 +35,12 @@ def prepare(model: nn.Module, changes: Mapping[str, Change]) -> list[tuple[nn.Mo
         extras: dict[str, Any] = {"aa_op": change.numbers} if change.numbers else {}
         if path in rewritten and path in guards:
             extras["aa_edits"] = tuple(change.graph_edits)
-        recipe = Recipe(change.op, rewritten.get(path, ()), change.wrapped, guards.get(path, ()))
+        rewrite = rewritten.get(path, Rewrite())
+        recipe = Recipe(change.op, rewrite.methods, change.wrapped, guards.get(path, ()))
         host: Any = type(module)
         cls = antialiased_class(host, recipe)
-        children = dict(change.children)
+        children = {n: c for n, c in change.children.items() if n not in rewrite.spare}
+        children |= rewrite.children
         worn = Dress(cls, children, extras, change.attributes, change.frozen)
         prepared.append((module, worn))
     return prepared

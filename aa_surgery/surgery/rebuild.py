@@ -31,7 +31,7 @@ from aa_surgery.surgery.change import conv_op
 from aa_surgery.surgery.changes import conv_padding
 from aa_surgery.surgery.classes import Antialiased, Recipe, antialiased_class
 from aa_surgery.surgery.dress import Dress, dress, undress
-from aa_surgery.surgery.forward import GraphEdit, rewritten_sources
+from aa_surgery.surgery.forward import GraphEdit, rewrites
 
 __all__ = ["rebuild"]
 
@@ -217,7 +217,7 @@ def _treatment(name: str, lost: dict[str, Dress]) -> _Treatment:
     if name not in lost:
         return _Treatment()
     own = lost.pop(name)
-    if own.recipe.sources:
+    if own.recipe.methods:
         raise _Lost(f"{name} ran a rewritten forward.")
     stride = own.extras["aa_op"]["stride"] if own.recipe.op else None
     after = [own.children.get("aa_after")]
@@ -256,7 +256,7 @@ def _window(conv: Any) -> tuple[Any, ...]:
 
 def _around(whole: Dress, inner: _Treatment) -> _Treatment:
     """Return the blurs before and behind a module, around those of what came in its place."""
-    if whole.recipe.op or whole.recipe.sources:
+    if whole.recipe.op or whole.recipe.methods:
         raise _Lost("its own forward was rewritten.")
     before = _in_turn(whole.children["aa_before"], inner.before)
     return _Treatment(before, _in_turn(inner.after, whole.children["aa_after"]), inner.stride)
@@ -309,9 +309,9 @@ def _edited_again(
     if _nodes(block, edits) != nodes:
         raise _Lost("its forward, which was rewritten, has other ops now.")
     name = type(block).__name__
-    sources = rewritten_sources({name: (block, edits)})[name]
+    methods = rewrites({name: (block, edits)})[name].methods
     host: Any = type(block)
-    cls = antialiased_class(host, replace(worn.recipe, sources=sources))
+    cls = antialiased_class(host, replace(worn.recipe, methods=methods))
     return Dress(cls, worn.children, worn.extras)
 
 

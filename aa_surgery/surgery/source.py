@@ -1,100 +1,277 @@
-"""The source of an edited graph: text that pickles, and that TorchScript reads where it can."""
+"""Write a function anew: its source, in which the calls at certain places are other ones."""
 
 from __future__ import annotations
 
+import ast
+import copy
+import hashlib
+import importlib
 import inspect
+import linecache
+import types
 from collections.abc import Mapping
-from types import FunctionType
+from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
-from torch import fx, nn
-from torch.fx.graph_module import _format_import_block
-from torch.package.importer import sys_importer
+from aa_surgery.layers.calls import Call
+from aa_surgery.sites.code import SourceError, compiled, definition_of, text_of
+from aa_surgery.sites.linking import cell_contents, inner_function
+from aa_surgery.sites.routes import Place, Unit, resolved
+from aa_surgery.surgery.statements import before_statement, shared_value
 
-from aa_surgery.sites.leaves import SELF
-from aa_surgery.surgery.classes import typed_signature
-
-__all__ = ["source_of"]
+__all__ = ["Action", "Rewritten", "made", "rewritten"]
 
 
-def source_of(graph: fx.Graph, scope: nn.Module) -> str:
-    """Return the source of a forward of `scope` that computes `graph`, which is changed for it."""
-    asked = _gradient_reads(graph)
-    _write_floats(graph)
-    _write_types(graph, scope)
-    graph.lint()
-    code = graph.python_code("self")
-    ours = [n for n, f in code.globals.items() if _module_of(f).startswith("aa_surgery.")]
-    imports = _imports(code.globals)
-    # a later symbolic trace of the whole model shall record our functions, not enter them
-    wraps = "".join(f"\ntorch.fx.wrap({name!r})" for name in sorted(ours))
-    source = code.src.replace(f"self.{SELF}", "self")
-    if asked:
-        source = _checkpointed(source, graph, asked[0])
-    return f"{imports}\nimport torch.fx{wraps}\n{source}"
+@dataclass(frozen=True)
+class Action:
+    """What is done at one place of a function's source.
 
-
-def _gradient_reads(graph: fx.Graph) -> list[str]:
-    """Take the questions of a forward that checkpoints itself out of its graph.
-
-    Returns:
-        The arguments whose `requires_grad` it asked for.
+    Attributes:
+        kind: `"call"`: the scope's child `child` is called in the function's stead; `"after"`: on
+            the call's value; `"input"`: on the map that the call, or subscript, reads;
+            `"merge"`: on the map that a chain of calls, of which the first is at `places`, reads,
+            in the stead of the chain; `"lead"`: the scope's method `child` is called in the stead;
+            `"dense"`: a subscript takes all samples between those that it takes.
+        child: The name of the child or method.
+        places: Further places that belong to it.
+        method: Whether the map is the object of a method, `x.unfold(...)`, not an argument.
     """
-    reads = [n for n in graph.nodes if n.target is getattr and n.args[1] == "requires_grad"]
-    asked = []
-    for node in reads:
-        of: Any = node.args[0]
-        if not node.users and of.op == "placeholder":
-            asked.append(str(of.target))
-            graph.erase_node(node)
-    return asked
+
+    kind: str
+    child: str
+    places: tuple[Place, ...] = ()
+    method: bool = False
 
 
-def _checkpointed(source: str, graph: fx.Graph, asked: str) -> str:
-    """Return the source of a forward that keeps none of its maps where `asked` has gradients."""
-    names = ", ".join(["self", *(str(n.target) for n in graph.nodes if n.op == "placeholder")])
-    head = source[source.index("def forward(") : source.index(":\n") + 2]
-    return f"""
-from torch.utils.checkpoint import checkpoint as aa_checkpoint
-{source.replace("def forward(", "def aa_forward(", 1)}
-{head}
-    if {asked}.requires_grad:
-        return aa_checkpoint(aa_forward, {names}, use_reentrant=False)
-    return aa_forward({names})
-"""
+@dataclass(frozen=True)
+class Rewritten:
+    """A method of an antialiased class, as text: it pickles, and makes the same function again.
+
+    Attributes:
+        name: Its name in the class.
+        text: The module that defines it.
+        holder: Module and qualified name of what holds the original; empty of the host class.
+        attribute: The original's name in there.
+    """
+
+    name: str
+    text: str
+    holder: tuple[str, str]
+    attribute: str
 
 
-def _imports(names: Mapping[str, Any]) -> str:
-    """Return the lines that import what generated source calls, static methods by their class."""
-    static = {n: f.__qualname__.split(".") for n, f in names.items() if _is_static(f)}
-    plain = {n: f for n, f in names.items() if n not in static}
-    lines = [_format_import_block(plain, sys_importer)]
-    for name, (holder, method) in static.items():
-        lines.append(f"from {names[name].__module__} import {holder} as {name}_holder")
-        lines.append(f"{name} = {name}_holder.{method}")
-    return "\n".join(lines)
+def rewritten(host: type, unit: Unit, actions: Mapping[Place, list[Action]]) -> Rewritten:
+    """Return the method that does what a unit does, with `actions` done.
+
+    Raises:
+        SourceError: An action has no place in the source.
+    """
+    node = copy.deepcopy(definition_of(unit.function))
+    me = unit.function.__code__.co_varnames[0] if unit.bound else "aa_self"
+    node = _Edits(node, actions, me, unit.function).edited()
+    if not unit.bound:
+        node.args.args.insert(0, ast.arg(me))
+        if node.args.posonlyargs:
+            node.args.posonlyargs.insert(0, node.args.args.pop(0))
+    holder, attribute = unit.owner
+    module = ("", "")
+    if isinstance(holder, types.ModuleType):
+        module = (holder.__name__, "")
+    elif holder is not host:
+        module = (holder.__module__, holder.__qualname__)
+    return Rewritten(unit.name, text_of(node, unit.function), module, attribute)
 
 
-def _is_static(value: Any) -> bool:
-    return isinstance(value, FunctionType) and value.__qualname__.count(".") == 1
+class _Edits(ast.NodeTransformer):
+    """Does all actions of one function."""
+
+    def __init__(
+        self, node: ast.FunctionDef, actions: Mapping[Place, list[Action]], me: str, function: Any
+    ) -> None:
+        self.node, self.actions, self.me, self.function = node, actions, me, function
+        self.shared: dict[str, str] = {}  # of a blur, the local that holds its map
+
+    def edited(self) -> ast.FunctionDef:
+        """Return the function's new definition."""
+        for action in [a for held in self.actions.values() for a in held]:
+            if action.kind == "input" and action.places and action.child not in self.shared:
+                local = f"{action.child}_map"
+                if shared_value(self.node, action.places, local, self._call_of(action.child)):
+                    self.shared[action.child] = local
+        return self.visit(self.node)
+
+    def visit(self, node: ast.AST) -> Any:
+        """Return what stands for a node."""
+        node = self.generic_visit(node)
+        if not isinstance(node, ast.Call | ast.Subscript) or not hasattr(node, "end_lineno"):
+            return node
+        place = (node.end_lineno or 0, node.end_col_offset or 0)
+        new: ast.expr = node
+        for action in sorted(self.actions.get(place, ()), key=lambda a: _ORDER.index(a.kind)):
+            new = ast.copy_location(getattr(self, f"_{action.kind}")(new, action), node)
+        return new
+
+    def _attribute(self, name: str) -> ast.expr:
+        return ast.Attribute(ast.Name(self.me, ast.Load()), name, ast.Load())
+
+    def _call_of(self, child: str) -> Any:
+        return lambda value: ast.Call(self._attribute(child), [value], [])
+
+    def _after(self, node: ast.expr, action: Action) -> ast.expr:
+        return self._call_of(action.child)(node)
+
+    def _lead(self, node: ast.Call, action: Action) -> ast.expr:
+        node.func = self._attribute(action.child)
+        return node
+
+    def _input(self, node: ast.expr, action: Action) -> ast.expr:
+        wrap = self._call_of(action.child)
+        if isinstance(node, ast.Subscript):
+            if action.child not in self.shared:
+                node.value = wrap(node.value)
+            return node
+        return _with_map(node, action.method, wrap)
+
+    def _call(self, node: ast.Call, action: Action) -> ast.expr:
+        child = self._attribute(action.child)
+        if not _names_function(node.func, self.function):
+            child = ast.Call(ast.Attribute(child, "instead_of", ast.Load()), [node.func], [])
+        node.func = child
+        return node
+
+    def _dense(self, node: ast.Subscript, action: Action) -> ast.expr:
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        for part in parts:
+            if isinstance(part, ast.Slice) and part.step is not None:
+                part.upper = _last_offset(part.lower, part.step)
+                part.step = None
+        return node
+
+    def _merge(self, node: ast.Call, action: Action) -> ast.expr:
+        (place,) = action.places
+        wrap = self._call_of(action.child)
+        for part in ast.walk(node):
+            if isinstance(part, ast.Call) and _ends_at(part, place):
+                return wrap(_map_of(part, action.method))
+        local = f"{action.child}_map"
+        first = next(
+            p for p in ast.walk(self.node) if isinstance(p, ast.Call) and _ends_at(p, place)
+        )
+        before_statement(self.node, first, local, _map_of(first, action.method))
+        return wrap(ast.Name(local, ast.Load()))
 
 
-def _module_of(value: Any) -> str:
-    return getattr(value, "__module__", None) or ""
+_ORDER = ("input", "dense", "merge", "call", "lead", "after")
 
 
-def _write_floats(graph: fx.Graph) -> None:
-    """Spell the value that is padded as a float, which TorchScript asks for."""
-    for node in graph.nodes:
-        if node.target is F.pad and isinstance(node.kwargs.get("value"), int):
-            node.update_kwarg("value", float(node.kwargs["value"]))
+def _ends_at(node: ast.expr, place: Place) -> bool:
+    return (node.end_lineno, node.end_col_offset) == place
 
 
-def _write_types(graph: fx.Graph, scope: nn.Module) -> None:
-    """Let annotations that are text in the host's file be the types that they name there."""
-    types = {p.name: p.annotation for p in typed_signature(type(scope).forward).parameters.values()}
-    for node in graph.nodes:
-        if isinstance(node.type, str):
-            known = types.get(node.name, inspect.Parameter.empty)
-            node.type = None if known is inspect.Parameter.empty else known
+def _map_of(node: ast.Call, method: bool) -> ast.expr:
+    held: list[ast.expr] = []
+
+    def note(value: ast.expr) -> ast.expr:
+        held.append(value)
+        return value
+
+    _with_map(node, method, note)
+    return held[0]
+
+
+def _with_map(node: Any, method: bool, wrap: Any) -> ast.expr:
+    """Return a call that reads the map through `wrap`."""
+    if method:
+        if not isinstance(node.func, ast.Attribute):
+            raise SourceError(f"line {node.lineno} calls a method by another name")
+        node.func.value = wrap(node.func.value)
+    elif node.args and not isinstance(node.args[0], ast.Starred):
+        node.args[0] = wrap(node.args[0])
+    else:
+        named = [k for k in node.keywords if k.arg in ("input", "tensor", "x", "self")]
+        if not named:
+            raise SourceError(f"line {node.lineno} does not say which argument is the map")
+        named[0].value = wrap(named[0].value)
+    return node
+
+
+def _names_function(target: ast.expr, function: types.FunctionType) -> bool:
+    """Whether a call names a function that our modules stand for, as the module has it now."""
+    held = resolved(target, function)
+    return held is not None and any(held in cls.functions for cls in _calls())
+
+
+def _calls() -> list[type[Call]]:
+    found, waiting = [], [Call]
+    while waiting:
+        cls = waiting.pop()
+        found.append(cls)
+        waiting += cls.__subclasses__()
+    return found
+
+
+def _last_offset(start: ast.expr | None, step: ast.expr) -> ast.expr | None:
+    """Return where a dense slice ends: `a::s` becomes `a:a-s+1`, and nothing for 0."""
+    first = start or ast.Constant(0)
+    whole = ast.BinOp(ast.BinOp(first, ast.Sub(), step), ast.Add(), ast.Constant(1))
+    if isinstance(first, ast.Constant) and isinstance(step, ast.Constant):
+        end = first.value - step.value + 1
+        return ast.Constant(end) if end else None
+    return ast.BoolOp(ast.Or(), [whole, ast.Constant(None)])
+
+
+def made(host: type, method: Rewritten) -> Any:
+    """Return the method for a class derived from `host`, decorated as the original is."""
+    outer = _original(host, method)
+    function = inner_function(outer)
+    digest = hashlib.sha1(method.text.encode()).hexdigest()[:12]
+    file = f"<aa_surgery {function.__qualname__} {digest}>"
+    linecache.cache[file] = (len(method.text), None, method.text.splitlines(True), file)
+    code = compiled(method.text, file, function)
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    new = types.FunctionType(
+        code,
+        function.__globals__,
+        method.name,
+        function.__defaults__,
+        tuple(cells[name] for name in code.co_freevars),
+    )
+    new.__kwdefaults__ = function.__kwdefaults__
+    new.__annotations__ = dict(function.__annotations__)
+    new.__doc__, new.__module__ = function.__doc__, function.__module__
+    new.__qualname__ = function.__qualname__
+    return _decorated(outer, function, new)
+
+
+def _original(host: type, method: Rewritten) -> Any:
+    module, path = method.holder
+    if not module:
+        return inspect.getattr_static(host, method.attribute)
+    if path:
+        for base in host.__mro__:
+            if (base.__module__, base.__qualname__) == method.holder:
+                return vars(base)[method.attribute]
+    held: Any = importlib.import_module(module)
+    for part in method.attribute.split("."):
+        held = getattr(held, part)
+    return held
+
+
+def _decorated(outer: Any, old: types.FunctionType, new: types.FunctionType) -> Any:
+    """Return `outer`, decorators around `old`, around `new`."""
+    if outer is old:
+        return new
+    cells = tuple(
+        types.CellType(_decorated(value, old, new))
+        if isinstance(value := cell_contents(cell), types.FunctionType) and value is not outer
+        else cell
+        for cell in outer.__closure__ or ()
+    )
+    copied = types.FunctionType(
+        outer.__code__, outer.__globals__, outer.__name__, outer.__defaults__, cells
+    )
+    copied.__kwdefaults__ = outer.__kwdefaults__
+    copied.__dict__.update(outer.__dict__)
+    if "__wrapped__" in copied.__dict__:
+        copied.__dict__["__wrapped__"] = new
+    return copied
