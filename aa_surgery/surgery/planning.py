@@ -17,6 +17,7 @@ from aa_surgery.rules import DEFAULT_RULES, PRESETS, Edit, Left, Options, Preset
 from aa_surgery.sites import Site, survey
 from aa_surgery.sites.windows import window_sites
 from aa_surgery.surgery.changes import new_keys
+from aa_surgery.surgery.lines import one_treatment_a_line
 from aa_surgery.surgery.plan import Plan
 from aa_surgery.surgery.probe import with_maps
 
@@ -77,6 +78,7 @@ def plan_antialias(
         circular=circular,
     )
     plan = with_maps(model, plan, example)
+    plan = dataclasses.replace(plan, decisions=one_treatment_a_line(plan.decisions))
     return dataclasses.replace(plan, new_keys=new_keys(model, plan))
 
 
