@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
 
-from aa_surgery.audit.observer import Event, Observer
+from aa_surgery.audit.events import Event
+from aa_surgery.audit.inputs import copied, tensors_in
+from aa_surgery.audit.observer import Observer
 from aa_surgery.audit.report import AuditReport, AuditRow, Verdict
 from aa_surgery.audit.scopes import Scopes
 from aa_surgery.errors import InputError, UnsupportedModelError
@@ -71,7 +72,7 @@ def audit(model: nn.Module, *inputs: Any, plan: object | None = None, **kwargs: 
         )
     plan = getattr(inner, "_antialias_plan", None) if plan is None else plan
     observer = _observed(inner, inputs, kwargs)
-    return AuditReport(_rows(observer.events, _reasons(plan)), tuple(observer.unread))
+    return AuditReport(_rows(observer.events.found, _reasons(plan)), tuple(observer.events.unread))
 
 
 def _observed(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Observer:
@@ -79,11 +80,10 @@ def _observed(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any])
     scopes = Scopes(model)
     observer = Observer(scopes)
     with _preserved(model), torch.no_grad(), canonical_form(), scopes.followed():
-        inputs, kwargs = tree_map(_copied, (inputs, kwargs))
-        tensors = [x for x in tree_leaves((inputs, kwargs)) if isinstance(x, Tensor)]
+        inputs, kwargs = copied((inputs, kwargs))
+        tensors = tensors_in((inputs, kwargs))
         for x in tensors:
-            if x.is_floating_point():
-                observer.seed(x)
+            observer.seed(x)
         try:
             with observer:
                 outputs = model(*inputs, **kwargs)
@@ -93,7 +93,7 @@ def _observed(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any])
                 f"{[tuple(x.shape) for x in tensors]}: {type(error).__name__}: {error}. "
                 "Pass what the model accepts, on its device and in its dtype."
             ) from error
-        observer.finish(outputs)
+        observer.finish(tensors_in(outputs))
     return observer
 
 
@@ -112,10 +112,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
                 "traced to its module. Audit the model before torch.jit.script or torch.jit.trace."
             )
     return inner
-
-
-def _copied(x: Any) -> Any:
-    return x.detach().clone() if isinstance(x, Tensor) else x
 
 
 @contextmanager
