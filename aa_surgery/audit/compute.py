@@ -157,7 +157,8 @@ def _stack(axes_of: AxesOf, args: Args, shapes: Shapes) -> list[Axes]:
 
 def _lookup(axes_of: AxesOf, args: Args, shapes: Shapes) -> list[Axes]:
     """Each number of a map looks up an entry of a table: an embedding, a palette."""
-    numbers = [args["indices"]] if isinstance(args["indices"], Tensor) else args["indices"]
+    given = args["index"] if "index" in args else args["indices"]
+    numbers = [None] * args.get("dim", 0) + [given] if isinstance(given, Tensor) else given
     found = [(axes, t.shape) for t in numbers if t is not None and (axes := axes_of(t)) is not None]
     shape = shapes[0]
     rank = max(len(s) for _, s in found)
@@ -181,7 +182,7 @@ COMPUTE: dict[str, Rule] = {
     **dict.fromkeys(REDUCTIONS, _reduce),
     "cat": _cat,
     "stack": _stack,
-    **dict.fromkeys(("embedding", "index", "_unsafe_index"), _lookup),
+    **dict.fromkeys(("embedding", "index", "_unsafe_index", "index_select"), _lookup),
     **dict.fromkeys(("scatter", "scatter_"), _scatter),
 }
 """Rules by the name of the op; any op that is not here takes `fallback`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from aa_surgery.audit.axes import BATCH, CHANNEL, Atom, Axes, feature_map
 __all__ = ["copied", "input_axes", "is_integral", "tensors_in"]
 
 _COLOURS = (1, 3, 4)
-_LEAVES = (str, bytes, int, float, complex, type(None), type)
+_LEAVES = (str, bytes, int, float, complex, type(None), type, ModuleType, FunctionType)
 
 
 def tensors_in(value: object) -> list[Tensor]:

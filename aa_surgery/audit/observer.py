@@ -8,21 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from aa_surgery.audit.axes import Axes, coarsened, feature_map, lattice
-from aa_surgery.audit.compute import COMPUTE, PRODUCTS, REDUCTIONS, fallback, map_ndim
+from aa_surgery.audit.compute import COMPUTE, fallback, map_ndim
 from aa_surgery.audit.events import Events
 from aa_surgery.audit.indexing import PICKS, lost_axes
-from aa_surgery.audit.inputs import input_axes, is_integral
-from aa_surgery.audit.lowpass import Kernel, depthwise_kernel, same_kernels
-from aa_surgery.audit.moves import FACTORIES, MOVES, OP_WORDS, REARRANGE
+from aa_surgery.audit.inputs import input_axes
+from aa_surgery.audit.judge import Judge, spatial_kinds
+from aa_surgery.audit.lowpass import same_kernels
+from aa_surgery.audit.moves import FACTORIES, MOVES, REARRANGE
 from aa_surgery.audit.parts import carried, cuts_of, join
-from aa_surgery.audit.sampling import read_sampling
 from aa_surgery.audit.scopes import Scopes
-from aa_surgery.audit.store import Info, Origin, Store
+from aa_surgery.audit.store import Info, Store
 
 __all__ = ["Observer"]
 
@@ -37,16 +38,18 @@ class Observer(TorchDispatchMode):
     partition begin with the same view, of two slices that follow each other only the pair is the
     site, and patches that are folded back sample nothing.
 
-    Attributes:
-        events: What was found.
     """
 
     def __init__(self, scopes: Scopes) -> None:
         super().__init__()
-        self.events = Events()
-        self._scopes = scopes
+        self._judge = Judge(scopes)
         self._store = Store()
         self._sources = itertools.count(1)
+
+    @property
+    def events(self) -> Events:
+        """What was found."""
+        return self._judge.events
 
     def seed(self, x: Tensor) -> None:
         """Take `x` for an input: a map, or the ids or labels of which one is made."""
@@ -56,7 +59,7 @@ class Observer(TorchDispatchMode):
         """Judge the views that the model returns and nothing computed with."""
         for x in outputs:
             if (info := self._store.get(x)) is not None:
-                self._flush(info)
+                self._judge.flush(info)
 
     def __torch_dispatch__(
         self,
@@ -65,10 +68,14 @@ class Observer(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func._can_decompose() and torch.is_inference_mode_enabled():
+            with self:  # composite ops come whole where there is no autograd to take them apart
+                return func.decompose(*args, **kwargs)
+        out = func(*args, **kwargs)
         name = func._schema.name.split("::")[-1]
         if name not in FACTORIES:
-            self._observe(name, func._schema, _bind(func._schema, args, kwargs or {}), out)
+            self._observe(name, func._schema, _bind(func._schema, args, kwargs), out)
         return out
 
     def _observe(self, name: str, schema: Any, args: Args, out: Any) -> None:
@@ -106,16 +113,9 @@ class Observer(TorchDispatchMode):
         ndim = map_ndim(name, args, first.shape) if operands[0] is first else None
         kept = _untouched(name, known, results[0]) if ndim is None else None
         if kept is not None:
-            known = [(t, i if i.pending == kept.pending else self._flush(i)) for t, i in known]
-            shapes = [(i.axes, t.shape) for t, i in known]
-            return [
-                replace(kept, axes=fallback(shapes, r.shape), source=self._next(), kernels=())
-                if r.shape == results[0].shape
-                else self._computed(fallback(shapes, r.shape))
-                for r in results
-            ]
+            return self._elementwise(known, kept, results)
         if not _puts_back(name, info):
-            known = [(t, self._flush(i)) for t, i in known]
+            known = [(t, self._judge.flush(i)) for t, i in known]
         if ndim is not None:
             return self._over_map(name, args, known, results, ndim)
         return self._compute(name, args, known, results)
@@ -126,29 +126,17 @@ class Observer(TorchDispatchMode):
         shapes = [t.shape for t in results]
         moved = MOVES[name](info.axes, args, shapes)
         if name == "slice" and args["step"] > 1 and moved[0] != info.axes:
-            self._slice_read(info.axes, moved[0], args["dim"])
-        parts = cuts_of(name, args, info, shapes, self._origin("slice", x, info))
+            self._judge.sliced(info.axes, moved[0], args["dim"])
+        parts = cuts_of(name, args, info, shapes, self._judge.origin("slice", x, info))
         return [self._viewed(name, x, part, axes) for part, axes in zip(parts, moved, strict=True)]
-
-    def _slice_read(self, before: Axes, after: Axes, dim: int) -> None:
-        """List a strided slice whose positions no longer make a lattice."""
-        was, now = lattice(before), lattice(after)
-        lost = any(a.is_spatial for a in before[dim]) and not any(a.is_spatial for a in after[dim])
-        if lost and was and not now.keys() >= was.keys() and after[dim]:
-            self._list_unread("slice")
 
     def _viewed(self, name: str, x: Tensor, info: Info, axes: Axes) -> Info:
         pending = info.pending
         if pending is not None and not coarsened(pending.rate, axes):
             pending = None  # put back
         if pending is None and coarsened(info.rate, axes):
-            pending = self._origin(name, x, info)
+            pending = self._judge.origin(name, x, info)
         return replace(info, axes=axes, pending=pending)
-
-    def _origin(self, name: str, x: Tensor, info: Info) -> Origin:
-        word = OP_WORDS.get(name, "space_to_depth")
-        scope = self._scopes.current
-        return Origin(scope, word, info.rate, info.source, info.kernels, is_integral(x))
 
     def _pick(self, name: str, args: Args, known: Known, result: Tensor) -> Info:
         """Read entries taken by number; those that the content chooses are no sampling."""
@@ -156,10 +144,10 @@ class Observer(TorchDispatchMode):
         axes = PICKS[name](info.axes, args)
         if axes is not None:
             return self._viewed(name, x, info, axes)
-        info = self._flush(info)
+        info = self._judge.flush(info)
         fewer = 1 < result.numel() < x.numel() and lattice(info.axes)
         if fewer and len(known) == 1:
-            self._list_unread(name)
+            self._judge.list_unread(name)
         computed = self._computed(lost_axes(info.axes, result.shape))
         return replace(computed, cuts=info.cuts)
 
@@ -169,7 +157,7 @@ class Observer(TorchDispatchMode):
         if joined is None:
             return None
         if joined.atoms is None:
-            self._list_unread(name)
+            self._judge.list_unread(name)
             return None
         first = infos[0]
         rank = len(first.axes) + (name == "stack")
@@ -183,13 +171,25 @@ class Observer(TorchDispatchMode):
         factors = coarsened(rate, axes)
         if any(k != number for k, number in joined.renumbered.items()):
             if factors:
-                self.events.add_lattice(joined.pending, axes, factors, joined.renumbered)
+                self._judge.events.add_lattice(joined.pending, axes, factors, joined.renumbered)
             factors, rate = {}, lattice(axes)
         pending = joined.pending if factors else None
         return Info(axes, rate, self._next(), first.kernels if same else (), pending, cuts)
 
+    def _elementwise(self, known: Known, kept: Info, results: Sequence[Tensor]) -> list[Info]:
+        """Follow an op that computes with samples one by one, wherever a view has put them."""
+        others = [i if i.pending == kept.pending else self._judge.flush(i) for _, i in known]
+        operands = [(i.axes, t.shape) for i, (t, _) in zip(others, known, strict=True)]
+        infos = []
+        for t in results:
+            axes = fallback(operands, t.shape)
+            same = t.shape == results[0].shape
+            follow = replace(kept, axes=axes, source=self._next(), kernels=())
+            infos.append(follow if same else self._computed(axes))
+        return infos
+
     def _rearrange(self, name: str, args: Args, x: Tensor, info: Info) -> Info:
-        info = self._flush(info)
+        info = self._judge.flush(info)
         before, axes = REARRANGE[name](args, x.shape)
         fresh = replace(self._computed(before), kernels=info.kernels)
         return self._viewed(name, x, fresh, axes)
@@ -198,8 +198,8 @@ class Observer(TorchDispatchMode):
         self, name: str, args: Args, known: Known, results: Sequence[Tensor], ndim: int
     ) -> list[Info]:
         """Read a convolution, a pool, a resampling: their results are maps."""
-        kernels = self._sample(name, args, known[0], results[0], ndim)
-        cuts = carried([known[0][1]], _kinds(known[0][1].axes, ndim), ndim)
+        kernels = self._judge.over_map(name, args, known[0], results[0], ndim)
+        cuts = carried([known[0][1]], spatial_kinds(known[0][1].axes, ndim), ndim)
         mapped = [feature_map(t.shape, min(ndim, t.ndim)) for t in results]
         return [replace(self._computed(axes), kernels=kernels, cuts=cuts) for axes in mapped]
 
@@ -212,7 +212,7 @@ class Observer(TorchDispatchMode):
         else:
             pairs = [(i.axes, t.shape) for t, i in known]
             new = [fallback(pairs, shape) for shape in shapes]
-        self._check(name, known, new[0])
+        self._judge.computed(name, known, new[0])
         kernels = known[0][1].kernels if self._keeps_filter(name, args, known) else ()
         cuts = carried([i for _, i in known])
         return [replace(self._computed(axes), kernels=kernels, cuts=cuts) for axes in new]
@@ -234,73 +234,6 @@ class Observer(TorchDispatchMode):
         if name == "copy_":
             return args["src"] is known[-1][0]
         return name in ("cat", "stack") and len(known) == len(args["tensors"])
-
-    def _check(self, name: str, known: Known, axes: Axes) -> None:
-        """Report a reduction over the phases of a map; list what else lowers the rate."""
-        x, info = known[0]
-        factors = coarsened(info.rate, axes)
-        if name in REDUCTIONS:
-            if factors:
-                self._add_lattice(REDUCTIONS[name], x, info, axes, factors)
-            return
-        joins = name in ("cat", "stack") or (name in PRODUCTS and len(known) > 1)
-        if joins or name.startswith("_fft"):
-            return  # attention gives the positions of its queries; frequencies are no positions
-        if name in PRODUCTS:
-            was, now = lattice(info.axes, features=True), lattice(axes, features=True)
-            summed = {k: now[k][0] // info.rate[k][0] for k in now if k in info.rate}
-            if any(f > 1 for f in summed.values()):  # weights over the phases: a strided conv
-                self._add_lattice("conv", x, replace(info, rate=was), axes, summed)
-                return
-        before, after = _positions(info.axes), _positions(axes)
-        if factors or 1 < after < before:
-            self._list_unread(name)
-
-    def _add_lattice(
-        self, op: str, x: Tensor, info: Info, axes: Axes, factors: Mapping[int, int]
-    ) -> None:
-        origin = replace(self._origin(op, x, info), op=op)
-        self.events.add_lattice(origin, axes, factors)
-
-    def _list_unread(self, name: str) -> None:
-        self.events.list_unread(self._scopes.current, name)
-
-    def _flush(self, info: Info) -> Info:
-        """Judge the views made of a tensor, now that an op mixes what they brought together."""
-        if info.pending is not None:
-            factors = coarsened(info.pending.rate, info.axes)
-            if factors:
-                self.events.add_lattice(info.pending, info.axes, factors)
-        return replace(info, rate=lattice(info.axes), pending=None)
-
-    def _sample(
-        self,
-        name: str,
-        args: Args,
-        source: tuple[Tensor, Info],
-        result: Tensor,
-        ndim: int,
-    ) -> tuple[Kernel, ...]:
-        """Report a convolution, pool or resampling; return the filters its result has passed."""
-        x, info = source
-        own: tuple[Kernel, ...] = ()
-        if "convolution" in name and not args["transposed"]:
-            kernel = depthwise_kernel(args, self._scopes.module)
-            own = () if kernel is None else (kernel,)
-        sampling = read_sampling(name, args, x.shape, result.shape, ndim)
-        if sampling is None:
-            same_rate = own and result.ndim == x.ndim
-            return (*_filters_before(info, ndim), *own) if same_rate else ()
-        scope, integral = self._scopes.current, is_integral(x)
-        if own:
-            by_axis: dict[int, float] = dict(enumerate(sampling.stride))
-            kernels = (*_filters_before(info, ndim), *own)
-        else:
-            kinds = _kinds(info.axes, ndim)[-len(sampling.stride) :]
-            by_axis = dict(zip(kinds, sampling.stride, strict=True))
-            kernels = info.kernels
-        self.events.add(scope, sampling, kernels, by_axis, None, bool(own), integral)
-        return ()
 
 
 def _bind(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,22 +263,3 @@ def _puts_back(name: str, info: Info) -> bool:
     """Return whether an op moves to positions again what a view had moved to the channels."""
     merged = info.pending is not None and info.pending.op in ("unfold", "space_to_depth")
     return merged and name in ("col2im", "pixel_shuffle")
-
-
-def _kinds(axes: Axes, ndim: int) -> list[int]:
-    """Return which spatial axis each of the last `ndim` axes is; its own number if unknown."""
-    kinds = []
-    for j, axis in enumerate(axes[-ndim:]):
-        found = [a.kind for a in axis if isinstance(a.kind, int)]
-        kinds.append(found[0] if found else j)
-    return kinds
-
-
-def _filters_before(info: Info, ndim: int) -> tuple[Kernel, ...]:
-    """Return the filters that stand before an op, where their axes are those of the op's map."""
-    in_order = all(k == j for j, k in enumerate(_kinds(info.axes, ndim)))
-    return info.kernels if in_order and all(k.ndim == ndim for k in info.kernels) else ()
-
-
-def _positions(axes: Axes) -> int:
-    return math.prod(size for _, size in lattice(axes).values())
