@@ -8,6 +8,7 @@ from typing import Any
 from torch import Size, Tensor
 
 from aa_surgery.audit.axes import (
+    BATCH,
     CHANNEL,
     UNKNOWN,
     Atom,
@@ -59,7 +60,7 @@ REDUCTIONS = {
 
 def map_ndim(name: str, args: Args, shape: Sequence[int]) -> int | None:
     """Return how many trailing axes of an op's result are those of a map; None of other ops."""
-    if not name.startswith(_MAP_OPS):
+    if not name.startswith(_MAP_OPS) or name.endswith("_backward"):
         return None
     if "convolution" in name:
         return int(args["weight"].ndim) - 2
@@ -145,7 +146,9 @@ def _cat(axes_of: AxesOf, args: Args, shapes: Shapes) -> list[Axes]:
     d = args["dim"] % len(shapes[0])
     joined = axes_of(longest) or parts[0]
     others = broadcast(parts, [*shapes[0][:d], longest.shape[d], *shapes[0][d + 1 :]])
-    return [(*others[:d], resize_axis(joined[d], shapes[0][d]), *others[d + 1 :])]
+    size = shapes[0][d]
+    axis = resize_axis(joined[d], size) if d or joined[d] else (Atom(BATCH, size),)
+    return [(*others[:d], axis, *others[d + 1 :])]
 
 
 def _stack(axes_of: AxesOf, args: Args, shapes: Shapes) -> list[Axes]:

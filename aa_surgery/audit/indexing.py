@@ -29,7 +29,7 @@ from aa_surgery.audit.axes import (
     size_of,
 )
 
-__all__ = ["PICKS", "grid_axis", "lost_axes"]
+__all__ = ["PICKS", "Numbers", "grid_axis", "lost_axes"]
 
 Args = Mapping[str, Any]
 Numbers = npt.NDArray[np.int64]

@@ -170,8 +170,9 @@ class Observer(TorchDispatchMode):
         rate = joined.pending.rate
         factors = coarsened(rate, axes)
         if any(k != number for k, number in joined.renumbered.items()):
+            of_parts = {k: f for k, f in factors.items() if k in joined.renumbered}
             if factors:
-                self._judge.events.add_lattice(joined.pending, axes, factors, joined.renumbered)
+                self._judge.events.add_lattice(joined.pending, axes, of_parts, joined.renumbered)
             factors, rate = {}, lattice(axes)
         pending = joined.pending if factors else None
         return Info(axes, rate, self._next(), first.kernels if same else (), pending, cuts)

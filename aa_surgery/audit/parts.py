@@ -8,6 +8,7 @@ choice without a regular step.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from torch import Size
 
 from aa_surgery.audit.axes import UNKNOWN, Atom, Axis, lattice, size_of
-from aa_surgery.audit.indexing import grid_axis
+from aa_surgery.audit.indexing import Numbers, grid_axis
 from aa_surgery.audit.store import Cut, Info, Origin
 
 __all__ = ["Joined", "carried", "cuts_of", "join"]
@@ -119,32 +120,41 @@ def join(infos: Sequence[Info]) -> Joined | None:
     if not kinds or len({i.axes for i in infos}) > 1:
         return None
     first = infos[0]
-    steps = {k: step for k, (step, _) in lattice(first.axes, features=True).items()}
+    inner = lattice(first.axes, features=True)
     was = {k: first.cuts[k].of.rate.get(first.cuts[k].kind, (1, 1)) for k in kinds}
-    offsets = [np.array([i.cuts[k].offset // was[k][0] for i in infos]) for k in kinds]
-    sparse = [k for k in kinds if k not in steps]
-    if len(sparse) not in (0, len(kinds)):
-        return None
-    if sparse:
-        sizes = [was[k][1] for k in kinds]
-    else:
-        sizes = [steps[k] // was[k][0] for k in kinds]
-        if len(infos) != int(np.prod(sizes)):
-            return None  # slices that are not all phases: each is judged as the slice that it is
+    offsets = {k: np.array([i.cuts[k].offset for i in infos]) for k in kinds}
+    if not all(_apart(np.unique(offsets[k]), was[k][0], inner.get(k)) for k in kinds):
+        return None  # each is judged as the slice or crop that it is
+    if len(infos) == 2 and any(_far(offsets[k], was[k]) for k in kinds):
+        return None  # the first and the last, say: a pair, no rate
     pending = _origin(first, kinds, was)
     renumbered = {k: first.cuts[k].kind for k in kinds}
-    if len(infos) == 2 and sparse and abs(offsets[0][1] - offsets[0][0]) * 2 > sizes[0]:
-        return None  # the first and the last, say: a pair, no rate
-    for order in itertools.permutations(range(len(kinds))):
-        whole = tuple(Atom(kinds[i], sizes[i], was[kinds[i]][0]) for i in order)
-        atoms = grid_axis(whole, [offsets[i] for i in order])
+    for order in itertools.permutations(kinds):
+        whole = tuple(Atom(k, was[k][1], was[k][0]) for k in order)
+        atoms = grid_axis(whole, [offsets[k] // was[k][0] for k in order])
         if atoms is not None:
             return Joined(atoms, pending, renumbered)
-    complete = len({tuple(o) for o in zip(*offsets, strict=True)}) == int(np.prod(sizes))
-    if complete:
-        whole = tuple(Atom(k, n, was[k][0]) for k, n in zip(kinds, sizes, strict=True))
+    distinct = len(set(zip(*(o.tolist() for o in offsets.values()), strict=True)))
+    single = not inner.keys() & offsets.keys()
+    if single and distinct == math.prod(n for _, n in was.values()):  # shuffled, and all there
+        whole = tuple(Atom(k, n, s) for k, (s, n) in was.items())
         return Joined((Atom(UNKNOWN, len(infos), 1, whole),), pending, renumbered)
-    return Joined(None, pending, renumbered) if len(infos) > 2 else None
+    return Joined(None, pending, renumbered) if single and len(infos) > 2 else None
+
+
+def _apart(starts: Numbers, unit: int, inner: tuple[int, int] | None) -> bool:
+    """Return whether parts that start there stand one behind the other, or are all the phases."""
+    if inner is None:
+        return True
+    step, count = inner
+    if np.diff(starts).min() >= step * count:
+        return True
+    return len(starts) * unit == step and bool(np.all(np.diff(starts) == unit))
+
+
+def _far(pair: Numbers, was: tuple[int, int]) -> bool:
+    step, count = was
+    return bool(2 * abs(pair[1] - pair[0]) > step * count)
 
 
 def _vary(infos: Sequence[Info], kind: int) -> bool:
