@@ -206,17 +206,21 @@ def broadcast(many: Sequence[Axes], shape: Sequence[int]) -> Axes:
     return tuple(out)
 
 
-def lattice(axes: Axes) -> dict[int, tuple[int, int]]:
+def lattice(axes: Axes, features: bool = False) -> dict[int, tuple[int, int]]:
     """Return of each spatial axis the finest step between positions, and its number of samples.
 
     Atoms that share an axis with channels are features, not positions; the first axis is a batch,
     whatever is folded into it.
+
+    Args:
+        axes: What each axis means.
+        features: Whether to count those atoms too: what of the map is there at all.
     """
     step: dict[int, int] = {}
     reach: dict[int, int] = {}
     for i, axis in enumerate(axes):
         kinds = {a.kind for a in axis}
-        if i > 0 and CHANNEL in kinds and BATCH not in kinds:
+        if i > 0 and CHANNEL in kinds and BATCH not in kinds and not features:
             continue
         for a in (b for joined in axis for b in joined.origin or (joined,)):
             if isinstance(a.kind, int):

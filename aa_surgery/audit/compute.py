@@ -8,6 +8,7 @@ from typing import Any
 from torch import Size, Tensor
 
 from aa_surgery.audit.axes import (
+    BATCH,
     CHANNEL,
     UNKNOWN,
     Atom,
@@ -45,16 +46,21 @@ _MAP_OPS = (
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 
 REDUCTIONS = {
-    **dict.fromkeys(("amax", "amin", "max", "min", "aminmax", "topk", "argmax"), "max_pool"),
+    **dict.fromkeys(
+        ("amax", "amin", "max", "min", "aminmax", "topk", "argmax", "argmin", "any", "all"),
+        "max_pool",
+    ),
     **dict.fromkeys(("mean", "sum", "nansum", "median", "logsumexp", "prod"), "avg_pool"),
-    **dict.fromkeys(("var", "std", "var_mean", "linalg_vector_norm", "norm"), "avg_pool"),
+    **dict.fromkeys(
+        ("var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm"), "avg_pool"
+    ),
 }
 """Reductions, and the pool that each is when it runs over the phases of a map."""
 
 
 def map_ndim(name: str, args: Args, shape: Sequence[int]) -> int | None:
     """Return how many trailing axes of an op's result are those of a map; None of other ops."""
-    if not name.startswith(_MAP_OPS):
+    if not name.startswith(_MAP_OPS) or name.endswith("_backward"):
         return None
     if "convolution" in name:
         return int(args["weight"].ndim) - 2
@@ -140,7 +146,9 @@ def _cat(axes_of: AxesOf, args: Args, shapes: Shapes) -> list[Axes]:
     d = args["dim"] % len(shapes[0])
     joined = axes_of(longest) or parts[0]
     others = broadcast(parts, [*shapes[0][:d], longest.shape[d], *shapes[0][d + 1 :]])
-    return [(*others[:d], resize_axis(joined[d], shapes[0][d]), *others[d + 1 :])]
+    size = shapes[0][d]
+    axis = resize_axis(joined[d], size) if d or joined[d] else (Atom(BATCH, size),)
+    return [(*others[:d], axis, *others[d + 1 :])]
 
 
 def _stack(axes_of: AxesOf, args: Args, shapes: Shapes) -> list[Axes]:
@@ -150,13 +158,26 @@ def _stack(axes_of: AxesOf, args: Args, shapes: Shapes) -> list[Axes]:
     return [(*rest[:d], _channel(shapes[0][d]), *rest[d:])]
 
 
-def _index(axes_of: AxesOf, args: Args, shapes: Shapes) -> list[Axes]:
-    """One index vector on one axis crops it; any other indexing leaves the axes unknown."""
-    axes = axes_of(args["self"])
+def _lookup(axes_of: AxesOf, args: Args, shapes: Shapes) -> list[Axes]:
+    """Each number of a map looks up an entry of a table: an embedding, a palette."""
+    given = args["index"] if "index" in args else args["indices"]
+    numbers = [None] * args.get("dim", 0) + [given] if isinstance(given, Tensor) else given
+    found = [(axes, t.shape) for t in numbers if t is not None and (axes := axes_of(t)) is not None]
     shape = shapes[0]
-    if axes is not None and len(axes) == len(shape):
-        return [resize(axes, shape)]
-    return [tuple(_unknown(n) for n in shape)]
+    rank = max(len(s) for _, s in found)
+    at = next(i for i, t in enumerate(numbers) if t is not None)
+    entry = [_channel(n) for n in shape]
+    return [(*entry[:at], *fallback(found, shape[at : at + rank]), *entry[at + rank :])]
+
+
+def _scatter(axes_of: AxesOf, args: Args, shapes: Shapes) -> list[Axes]:
+    """A map of numbers that says where its entries go in a blank tensor: one-hot codes."""
+    axes, numbers = axes_of(args["self"]), axes_of(args["index"])
+    if axes is not None or numbers is None:
+        return [fallback([(axes, args["self"].shape)] if axes else [], shapes[0])]
+    d = args["dim"] % len(shapes[0])
+    resized = resize(numbers, shapes[0])
+    return [(*resized[:d], _channel(shapes[0][d]), *resized[d + 1 :])]
 
 
 COMPUTE: dict[str, Rule] = {
@@ -164,6 +185,7 @@ COMPUTE: dict[str, Rule] = {
     **dict.fromkeys(REDUCTIONS, _reduce),
     "cat": _cat,
     "stack": _stack,
-    **dict.fromkeys(("index", "index_select"), _index),
+    **dict.fromkeys(("embedding", "index", "_unsafe_index", "index_select"), _lookup),
+    **dict.fromkeys(("scatter", "scatter_"), _scatter),
 }
 """Rules by the name of the op; any op that is not here takes `fallback`."""

@@ -148,6 +148,9 @@ OP_WORDS = {
     "unbind": "slice",
     "split": "slice",
     "split_with_sizes": "slice",
+    "unsafe_split": "slice",
+    **dict.fromkeys(("index", "_unsafe_index", "index_select", "gather", "take"), "slice"),
+    **dict.fromkeys(("masked_select", "as_strided"), "slice"),
     "im2col": "unfold",
     "unfold": "unfold",
 }

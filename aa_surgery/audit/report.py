@@ -23,7 +23,8 @@ class AuditRow:
             be whole.
         size_in: Spatial size of the input, px; of several calls, the first.
         size_out: Spatial size of the output, px.
-        verdict: `"treated"` by a low-pass filter, `"left"` by the plan, or `"untreated"`.
+        verdict: `"treated"` by a low-pass filter, `"left"` by the plan or for its integers, or
+            `"untreated"`.
         gain: The largest gain of what folds onto a flat map; None where no filter was seen.
         reason: Why the verdict.
         calls: How often it ran.
@@ -48,10 +49,12 @@ class AuditReport:
         rows: In the order in which they ran.
         unread: Ops that lowered the number of positions in a way that the audit cannot read, as
             `"module path: op"`.
+        broken: Why the model does not run as it was treated: each treatment that is half gone.
     """
 
     rows: tuple[AuditRow, ...]
     unread: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
 
     @property
     def treated(self) -> tuple[AuditRow, ...]:
@@ -60,7 +63,7 @@ class AuditReport:
 
     @property
     def left(self) -> tuple[AuditRow, ...]:
-        """The rows that the plan left, with its reason."""
+        """The rows that were left on purpose, with the reason."""
         return self._of("left")
 
     @property
@@ -70,8 +73,8 @@ class AuditReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is untreated."""
-        return not self.untreated
+        """Whether nothing is untreated, and no treatment half gone."""
+        return not self.untreated and not self.broken
 
     def _of(self, verdict: Verdict) -> tuple[AuditRow, ...]:
         return tuple(r for r in self.rows if r.verdict == verdict)
@@ -81,15 +84,17 @@ class AuditReport:
         return {
             "rows": [asdict(r) for r in self.rows],
             "unread": list(self.unread),
+            "broken": list(self.broken),
             "ok": self.ok,
         }
 
     def __str__(self) -> str:
         lines = _table([_HEADER, *(_cells(r) for r in self.rows)]) if self.rows else []
         lines += [f"cannot read: {u}" for u in self.unread]
+        lines += [f"broken: {b}" for b in self.broken]
         counts = [len(self.treated), len(self.left), len(self.untreated)]
         lines.append(
-            f"{len(self.rows)} sampling ops: {counts[0]} treated, {counts[1]} left by the plan, "
+            f"{len(self.rows)} sampling ops: {counts[0]} treated, {counts[1]} left, "
             f"{counts[2]} untreated"
         )
         return "\n".join(lines)

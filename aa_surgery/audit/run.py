@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
-from aa_surgery.audit.observer import Event, Observer
+from aa_surgery.audit.events import Event, Events
+from aa_surgery.audit.inputs import copied, tensors_in
+from aa_surgery.audit.observer import Observer
 from aa_surgery.audit.report import AuditReport, AuditRow, Verdict
 from aa_surgery.audit.scopes import Scopes
-from aa_surgery.errors import InputError, UnsupportedModelError
+from aa_surgery.errors import InputError, SurgeryError, UnsupportedModelError
 from aa_surgery.layers import canonical_form
 
 __all__ = ["audit"]
@@ -33,21 +34,28 @@ def audit(model: nn.Module, *inputs: Any, plan: object | None = None, **kwargs: 
     slices, casts). `F.interpolate(antialias=True)` counts as filtered, an average pool alone not.
 
     Global pools (to one sample an axis) sample nothing. Only tensors that descend from the inputs
-    count: resized position tables do not. Slices and reshapes are read by what they do to the
-    positions: strided slices of channels (rotary embeddings) and window partitions are no
-    sampling, a space-to-depth and a max over the phases of a view are. Overlapping windows
-    (`Tensor.unfold`, `nn.Unfold`) count where their samples become channels. What advanced indexing
-    (`x[:, index]`) drops is listed in `AuditReport.unread`, not judged.
+    count: resized position tables do not. Whatever moves samples is read by what it does to the
+    positions: a space-to-depth, every second row of `unbind()` stacked again, `gather` and
+    `x[:, :, index]` with a regular step are sampling; strided slices of channels (rotary
+    embeddings), window partitions, and patches that are folded back are not. Overlapping windows
+    (`Tensor.unfold`, `nn.Unfold`) count where their samples become channels. What an index without
+    a regular step drops is listed in `AuditReport.unread`, not judged; what the content chooses
+    (top-k, masks) is no sampling. Where integers or booleans are sampled the verdict is `"left"`.
+
+    A model whose treatment is half gone (the activation that carried the blur was replaced) stops
+    with an error of this package: the report has the rows until then, and the reason in `broken`.
 
     The run is in eval mode without gradients on copies of the inputs; training flags, buffers and
-    the CPU's random state are put back. On the meta device, where a kernel has no values, it is
-    read from the `taps` attribute of the module that runs the convolution.
+    the CPU's random state are put back. Other threads go on as if there were no audit. On the meta
+    device, where a kernel has no values, it is read from the `taps` attribute of the module that
+    runs the convolution, and no index is read.
 
     Args:
         model: Any module whose forward runs eagerly; a compiled or data-parallel one is audited
             inside its wrapper.
-        inputs: What its forward takes; floating-point tensors of three axes or more are maps
-            `(N, C, *spatial)`.
+        inputs: What its forward takes: tensors, or anything that has tensors in it. Those of three
+            axes or more are maps `(N, C, *spatial)`, or `(N, H, W, C)` of colours; integers of two
+            or three axes ids `(N, L)` or labels `(N, H, W)`.
         plan: A plan whose `left` entries (`.site.name`, `.reason`) excuse untreated ops, and whose
             `unread` entries (`.scope`, `.reason`) those of forwards that could not be traced; by
             default the plan that the model carries.
@@ -58,7 +66,7 @@ def audit(model: nn.Module, *inputs: Any, plan: object | None = None, **kwargs: 
 
     Raises:
         UnsupportedModelError: `model` is not a module, or is scripted.
-        InputError: No inputs were given, or the model's forward fails on them.
+        InputError: No tensors were given, or the model's forward fails on them.
 
     >>> print(audit(nn.Conv2d(3, 8, 3, stride=2), torch.ones(1, 3, 9, 9)).rows[0].verdict)
     untreated
@@ -70,31 +78,47 @@ def audit(model: nn.Module, *inputs: Any, plan: object | None = None, **kwargs: 
             "e.g. audit(model, torch.randn(1, 3, 224, 224))."
         )
     plan = getattr(inner, "_antialias_plan", None) if plan is None else plan
-    observer = _observed(inner, inputs, kwargs)
-    return AuditReport(_rows(observer.events, _reasons(plan)), tuple(observer.unread))
+    events, broken = _observed(inner, inputs, kwargs)
+    return AuditReport(_rows(events.found, _reasons(plan)), tuple(events.unread), broken)
 
 
-def _observed(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Observer:
-    """Run the model once, on copies of its inputs, under an observer."""
+def _observed(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Events, tuple[str, ...]]:
+    """Run the model once, on copies of its inputs, under an observer.
+
+    Returns:
+        What ran, and why it went no further: what a treatment that is half gone says.
+    """
     scopes = Scopes(model)
     observer = Observer(scopes)
     with _preserved(model), torch.no_grad(), canonical_form(), scopes.followed():
-        inputs, kwargs = tree_map(_copied, (inputs, kwargs))
-        tensors = [x for x in tree_leaves((inputs, kwargs)) if isinstance(x, Tensor)]
+        inputs, kwargs = copied((inputs, kwargs))
+        tensors = tensors_in((inputs, kwargs))
+        _check_tensors(tensors)
         for x in tensors:
-            if x.is_floating_point():
-                observer.seed(x)
+            observer.seed(x)
         try:
             with observer:
                 outputs = model(*inputs, **kwargs)
         except Exception as error:
+            if isinstance(error, SurgeryError) and not isinstance(error, InputError):
+                return observer.events, (str(error),)
             raise InputError(
                 f"audit: the forward of {type(model).__name__} fails on inputs of shape "
                 f"{[tuple(x.shape) for x in tensors]}: {type(error).__name__}: {error}. "
                 "Pass what the model accepts, on its device and in its dtype."
             ) from error
-        observer.finish(outputs)
-    return observer
+        observer.finish(tensors_in(outputs))
+    return observer.events, ()
+
+
+def _check_tensors(tensors: Sequence[Tensor]) -> None:
+    if not tensors:
+        raise InputError(
+            "audit: no tensor in the inputs. The audit follows what becomes of tensors: convert "
+            "arrays and pictures before, e.g. audit(model, torch.randn(1, 3, 224, 224))."
+        )
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -114,32 +138,31 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return inner
 
 
-def _copied(x: Any) -> Any:
-    return x.detach().clone() if isinstance(x, Tensor) else x
-
-
 @contextmanager
 def _preserved(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode; put back training flags, buffers and the random state."""
     modules = list(model.modules())
     training = [m.training for m in modules]
     buffers = [dict(m._buffers) for m in modules]
-    values = [
-        (b, b._version, b.detach().clone()) for d in buffers for b in d.values() if b is not None
-    ]
-    model.eval()
+    values = [(b, b.detach().clone()) for d in buffers for b in d.values() if b is not None]
+    versions = [_version(b) for b, _ in values]
     try:
+        model.eval()
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
-        for buffer, version, value in values:
-            if buffer._version != version:
+        for (buffer, value), version in zip(values, versions, strict=True):
+            if version is None or _version(buffer) != version:
                 with torch.no_grad():
                     buffer.copy_(value)
         for module, flag, saved in zip(modules, training, buffers, strict=True):
             module.training = flag
             module._buffers.clear()
             module._buffers.update(saved)
+
+
+def _version(x: Tensor) -> int | None:
+    return None if x.is_inference() else int(x._version)
 
 
 def _reasons(plan: object | None) -> list[tuple[str, str, str]]:
@@ -168,9 +191,9 @@ def _rows(events: Sequence[Event], reasons: Sequence[tuple[str, str, str]]) -> t
 
 def _row(event: Event, reasons: Sequence[tuple[str, str, str]]) -> AuditRow:
     sampling = event.sampling
-    verdict: Verdict = "treated" if event.treated else "untreated"
+    verdict: Verdict = "treated" if event.treated else "left" if event.integral else "untreated"
     reason = _why(event)
-    if verdict == "untreated":
+    if verdict != "treated":
         mine = [r for r in reasons if r[0] == event.scope or r[0].startswith(f"{event.scope}:")]
         mine = [r for r in mine if r[1] == sampling.op] or mine
         if mine:
@@ -189,6 +212,8 @@ def _row(event: Event, reasons: Sequence[tuple[str, str, str]]) -> AuditRow:
 
 def _why(event: Event) -> str:
     note = event.sampling.note
+    if event.integral:
+        return "integers or booleans: labels, masks and bytes are not filtered"
     if event.gain is None:
         return note or "no low-pass filter"
     size = " * ".join("x".join(map(str, k.shape)) for k in event.kernels)

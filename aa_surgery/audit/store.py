@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,15 +12,44 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from aa_surgery.audit.axes import UNKNOWN, Atom, Axes, Lattice, resize
 from aa_surgery.audit.lowpass import Kernel, same_kernels
 
-__all__ = ["Info", "Pending", "Store"]
+__all__ = ["Cut", "Info", "Origin", "Store"]
 
 
 @dataclass(frozen=True)
-class Pending:
-    """A view that lowered the rate; whether that is sampling shows when the result is used."""
+class Origin:
+    """A map before views took samples of it; whether they did shows when the result is used.
+
+    Attributes:
+        scope: The module that took them.
+        op: The report's word.
+        rate: The lattice of positions before.
+        source: A number of the computation that gave the map, to tell several slices of one
+            tensor from slices of several.
+        kernels: The low-pass filters in series that gave its values.
+        integral: Whether its values are integers or booleans.
+    """
 
     scope: str
     op: str
+    rate: Lattice
+    source: int
+    kernels: tuple[Kernel, ...] = ()
+    integral: bool = False
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which part of one spatial axis of a map a view has taken.
+
+    Attributes:
+        kind: The axis of the map.
+        offset: The position along it of the first sample taken.
+        of: The map.
+    """
+
+    kind: int
+    offset: int
+    of: Origin
 
 
 @dataclass(frozen=True)
@@ -30,17 +60,19 @@ class Info:
         axes: What each axis means.
         rate: The lattice of positions when the values were last computed; views since then may
             have made it coarser.
-        source: A number of that computation, to tell several slices of one tensor from slices of
-            several.
+        source: The number of that computation.
         kernels: The low-pass filters in series that gave the values.
-        pending: The first view that made the lattice coarser.
+        pending: The map that views made coarser, where nothing has been lost for good yet.
+        cuts: By spatial axis, which part of the map this is; of a part that several ops have
+            computed with since, still the part that it comes from.
     """
 
     axes: Axes
     rate: Lattice
     source: int
     kernels: tuple[Kernel, ...] = ()
-    pending: Pending | None = None
+    pending: Origin | None = None
+    cuts: Mapping[int, Cut] = field(default_factory=dict)
 
 
 Geometry = tuple[int, tuple[int, ...], tuple[int, ...]]
