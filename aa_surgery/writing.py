@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from errno import EIO
 from pathlib import Path
 
-__all__ = ["replacing", "write_text"]
+__all__ = ["replacing", "save_tensors", "write_text"]
 
 
 @contextmanager
@@ -30,6 +31,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(target)
+    except OSError as error:
+        # by the name that the user knows
+        raise OSError(error.errno or EIO, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -38,3 +42,17 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def save_tensors(save: Callable[[], object]) -> None:
+    """Call what writes tensors to a file; its failure is an `OSError`, as that of other files.
+
+    torch and safetensors say "file write failed" of a full disk, each by an error of its own.
+    """
+    try:
+        save()
+    except OSError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise OSError(EIO, f"the tensors cannot be written ({first.rstrip('.')})") from error

@@ -21,7 +21,8 @@ from aa_surgery.surgery.planning import plan_antialias
 
 __all__ = ["apply_antialias", "remove_antialias"]
 
-_PLAN = "_antialias_plan"
+PLAN = "_antialias_plan"
+"""The attribute of a model that holds the plan it was changed by."""
 
 
 def apply_antialias(
@@ -113,7 +114,7 @@ def apply_antialias(
         _warn(f"{type(model).__name__}: nothing to anti-alias; it was not changed. {_why(plan)}")
         return model
     commit(prepare(model, changes_of(model, plan)))
-    model.__dict__[_PLAN] = plan
+    model.__dict__[PLAN] = plan
     return model
 
 
@@ -146,7 +147,7 @@ def remove_antialias(model: nn.Module) -> nn.Module:
     for name in changed:
         undress(model.get_submodule(name))
     for part in model.modules():
-        part.__dict__.pop(_PLAN, None)
+        part.__dict__.pop(PLAN, None)
     return model
 
 

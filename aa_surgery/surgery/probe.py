@@ -131,7 +131,7 @@ def _run(model: nn.Module, example: Tensor | None, seen: dict[str, list[_Map]]) 
         else:
             return
     raise MethodError(
-        f"{type(model).__name__} does not run on an example input of shape {errors[0]}. It shows "
+        f"{type(model).__name__} does not run on an input of shape {errors[0]}. An example shows "
         "the maps at the sites. Give one that the model takes: example=<tensor>."
     )
 
