@@ -3,6 +3,11 @@
 Importing this package registers `aa_<name>` with timm for every architecture that timm has.
 """
 
+# ruff: noqa: E402
+from aa_surgery._start import leave_working_folder
+
+leave_working_folder()  # before torch and all other libraries
+
 from aa_surgery.audit import audit
 from aa_surgery.errors import NoEffectWarning, SurgeryError
 from aa_surgery.filters import frequency_response, list_filters

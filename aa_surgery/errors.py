@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CheckpointMismatchError",
     "FilterError",
@@ -14,6 +16,7 @@ __all__ = [
     "SurgeryError",
     "UnsupportedModelError",
     "UnsupportedSiteError",
+    "shown",
 ]
 
 
@@ -59,3 +62,16 @@ class CheckpointMismatchError(SurgeryError):
 
 class NoEffectWarning(UserWarning):
     """Nothing was changed: the model has no site to treat, or was treated before."""
+
+
+def shown(value: Any) -> str:
+    """Return how a message shows what was given: its `repr`, on one line and not long.
+
+    >>> shown([0.5] * 99)
+    '[0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0...'
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # of a whole number with thousands of digits
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

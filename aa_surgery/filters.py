@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from aa_surgery.errors import FilterError
+from aa_surgery.errors import FilterError, shown
 
 __all__ = [
     "Filter",
@@ -33,6 +34,8 @@ __all__ = [
 Taps = tuple[float, ...]
 
 _SUM_TOLERANCE = 1e-4
+_MOST_STRIDE = 2**16  # px: larger than any map
+_MOST_GAIN = 100.0  # sum of |taps|: taps that cancel beyond it leave rounding errors, not a filter
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,7 @@ class Filter:
 
     def taps(self, stride: int) -> Taps:
         """Return the taps for subsampling by `stride`; one tap where `stride` is 1."""
-        if stride < 1:
-            raise FilterError(f"filter {self.name!r}: stride must be at least 1, got {stride}.")
+        _check_stride(stride, f"filter {shown(self.name)}")
         if stride == 1:
             return (1.0,)
         if self.explicit is not None:
@@ -127,13 +129,13 @@ def windowed_sinc(length: int, stride: int) -> Taps:
 class _Family:
     """A family of named filters: what its number means, and how to get the taps."""
 
-    accepts: Callable[[int], bool]
+    accepts: Callable[[int], bool]  # 0 stands for no number
     rule: str
     taps: Callable[[int, int], Taps]
 
 
 _FAMILIES: dict[str, _Family] = {
-    "identity": _Family(lambda n: n == 1, "no number", lambda n, s: (1.0,)),
+    "identity": _Family(lambda n: n == 0, "none", lambda n, s: (1.0,)),
     "rect": _Family(lambda n: n == 2, "2", lambda n, s: box_power(n - 1, s)),
     "tri": _Family(lambda n: n in (3, 4), "3 or 4", lambda n, s: box_power(n - 1, s)),
     "binomial": _Family(lambda n: 2 <= n <= 17, "2 to 17", lambda n, s: box_power(n - 1, s)),
@@ -167,15 +169,17 @@ def list_filters() -> list[str]:
 
 @lru_cache
 def _parse(name: str) -> tuple[str, int]:
-    match = re.fullmatch(r"([a-z]+)(?:-(\d+))?", name)
-    family, number = (match.group(1), int(match.group(2) or 1)) if match else ("", 0)
+    match = re.fullmatch(r"([a-z]+)(?:-([1-9][0-9]?))?", name)
+    family, number = (match.group(1), int(match.group(2) or 0)) if match else ("", 0)
     if family not in _FAMILIES:
         raise FilterError(
-            f"filter {name!r} is unknown. Use one of {', '.join(list_filters())}, "
+            f"filter {shown(name)} is unknown. Use one of {', '.join(list_filters())}, "
             "or give the taps, e.g. filter=[0.25, 0.5, 0.25]."
         )
     if not _FAMILIES[family].accepts(number):
-        raise FilterError(f"filter {name!r}: the number of {family!r} is {_FAMILIES[family].rule}.")
+        raise FilterError(
+            f"filter {shown(name)}: the number of {family!r} is {_FAMILIES[family].rule}."
+        )
     return family, number
 
 
@@ -183,37 +187,74 @@ def resolve_filter(spec: str | Sequence[float] | Filter) -> Filter:
     """Return the `Filter` that a name, a sequence of taps, or a `Filter` stands for.
 
     Raises:
-        FilterError: The name is unknown, or the taps do not sum to 1.
+        FilterError: The name is unknown, or the taps are no numbers of sum 1.
 
     >>> resolve_filter([0.25, 0.5, 0.25]).taps(3)
     (0.25, 0.5, 0.25)
     """
     if isinstance(spec, Filter):
+        if type(spec) is Filter:
+            resolve_filter(spec.spec)  # one that was made by hand may hold anything
         return spec
     if isinstance(spec, str):
         name = spec.lower()
         _parse(name)
         return Filter(name)
-    return _explicit(spec)
-
-
-def _explicit(spec: Any) -> Filter:
-    try:
-        taps = tuple(float(t) for t in spec)
-    except (TypeError, ValueError):
-        raise FilterError(
-            f"filter {spec!r} is neither a name ({', '.join(list_filters())}) "
-            "nor a sequence of numbers."
-        ) from None
-    if not taps or not all(math.isfinite(t) for t in taps):
-        raise FilterError(f"filter {spec!r}: taps must be one or more finite numbers.")
+    taps = _numbers(spec)
     total = sum(taps)
     if abs(total - 1) > _SUM_TOLERANCE:
         raise FilterError(
-            f"filter {list(taps)}: taps sum to {total:g}, so a constant map would change. "
+            f"filter {shown(spec)}: taps sum to {total:g}, so a constant map would change. "
             "Divide them by their sum."
         )
     return Filter("identity") if taps == (1.0,) else Filter("explicit", taps)
+
+
+def _numbers(spec: Any) -> Taps:
+    """Return taps as numbers.
+
+    Raises:
+        FilterError: They are no sequence of numbers that a filter can have.
+    """
+    # of a mapping, a set or bytes the order or the keys would be read
+    ordered = not isinstance(spec, (str, bytes, bytearray, Mapping, Set))
+    try:
+        given = list(spec) if ordered else None
+    except TypeError:
+        given = None
+    if given is None or not all(map(_is_number, given)):
+        raise FilterError(
+            f"filter {shown(spec)} is neither a name ({', '.join(list_filters())}) "
+            "nor a sequence of numbers."
+        )
+    try:
+        taps = tuple(float(tap) for tap in given)
+    except OverflowError:
+        taps = (math.inf,)
+    if not taps or not all(math.isfinite(tap) for tap in taps):
+        raise FilterError(f"filter {shown(spec)}: taps must be one or more finite numbers.")
+    if sum(map(abs, taps)) > _MOST_GAIN:
+        raise FilterError(
+            f"filter {shown(spec)}: the taps' magnitudes sum to {sum(map(abs, taps)):g}, above "
+            f"{_MOST_GAIN:g}: nothing of a map would be left but rounding errors."
+        )
+    return taps
+
+
+def _is_number(value: Any) -> bool:
+    """Tell a real number, a scalar tensor among them, from truth values and text."""
+    if isinstance(value, torch.Tensor):
+        return value.ndim == 0 and value.dtype != torch.bool and not value.is_complex()
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_stride(stride: Any, where: str) -> None:
+    whole = isinstance(stride, Integral) and not isinstance(stride, bool)
+    if not whole or not 1 <= stride <= _MOST_STRIDE:
+        raise FilterError(
+            f"{where}: stride must be a whole number, at least 1 and at most {_MOST_STRIDE}, "
+            f"got {shown(stride)}."
+        )
 
 
 def frequency_response(taps: Sequence[float], omega: torch.Tensor | None = None) -> torch.Tensor:
@@ -227,12 +268,21 @@ def frequency_response(taps: Sequence[float], omega: torch.Tensor | None = None)
         Real tensor of `omega`'s shape, float64; real because the centred filter is symmetric
         for every named filter (of explicit taps the magnitude is returned).
 
+    Raises:
+        FilterError: The taps are no finite numbers, or `omega` is no tensor of real ones.
+
     >>> frequency_response([0.25, 0.5, 0.25], torch.tensor([0.0, torch.pi])).round(decimals=6).abs()
     tensor([1., 0.], dtype=torch.float64)
     """
-    h = torch.as_tensor(list(taps), dtype=torch.float64)
+    if isinstance(taps, str):
+        raise FilterError(
+            f"taps {shown(taps)}: a name has taps at a stride: resolve_filter(...).taps(2)."
+        )
+    h = torch.as_tensor(_numbers(taps), dtype=torch.float64)
     if omega is None:
         omega = torch.linspace(0, math.pi, 512, dtype=torch.float64)
+    if not isinstance(omega, torch.Tensor) or omega.is_complex():
+        raise FilterError(f"omega {shown(omega)}: expected a tensor of frequencies, or None.")
     omega = omega.to(torch.float64)
     n = torch.arange(len(h), dtype=torch.float64) - (len(h) - 1) / 2
     phase = omega[..., None] * n
@@ -245,6 +295,7 @@ def alias_gain(taps: Sequence[float], stride: int) -> float:
 
     0 for the family `h(n, s)`, 1 for plain subsampling.
     """
+    _check_stride(stride, "alias_gain")
     if stride == 1:
         return 0.0
     omega = torch.arange(1, stride, dtype=torch.float64) * (2 * math.pi / stride)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from aa_surgery.errors import InputError, SurgeryError
+from aa_surgery.errors import InputError, SurgeryError, shown
 
 __all__ = ["load_model"]
 
@@ -24,8 +30,9 @@ def load_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     Args:
         name: A timm name, with or without a pretrained tag (`resnet50`, `resnet50.a1_in1k`,
             `hf-hub:timm/resnet50.a1_in1k`, `local-dir:PATH`); `torchvision:resnet50`; or
-            `package.module:callable`, where the callable returns an `nn.Module`. A plain name that
-            timm does not have is looked up in torchvision.
+            `package.module:callable`, where the callable returns an `nn.Module`; the package is
+            looked for in the working folder first. A plain name that timm does not have is
+            looked up in torchvision.
         pretrained: Load the pretrained weights. A callable must have that parameter for it.
         **kwargs: Passed to whatever builds the model, e.g. `num_classes=10`.
 
@@ -37,6 +44,8 @@ def load_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """
     import timm
 
+    if not isinstance(name, str):
+        raise InputError(f"model {shown(name)}: expected a name, such as 'resnet50'.")
     if name.startswith(TORCHVISION):
         return _from_torchvision(name.removeprefix(TORCHVISION), name, pretrained, kwargs)
     if name.startswith(_HUB_PREFIXES):
@@ -90,8 +99,8 @@ def _build(name: str, builder: Callable[..., Any], *args: Any, **kwargs: Any) ->
         model = builder(*args, **kwargs)
     except SurgeryError:
         raise
-    # What a host raises over an argument, a tag or a download that fails.
-    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
+    # a host, or a user's own code, raises anything over an argument, a tag or a download
+    except (Exception, SystemExit) as error:
         weights = (
             " Offline? Build it without the pretrained weights, and load a checkpoint file."
             if kwargs.get("pretrained") and isinstance(error, OSError)
@@ -138,14 +147,54 @@ def _from_torchvision(arch: str, name: str, pretrained: bool, kwargs: dict[str, 
     return _build(name, torchvision.models.get_model, arch, **options)
 
 
+class _InWorkingFolder(MetaPathFinder):
+    """Finds one top-level module in the working folder, and no other."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return where the module is; None for any other, or for a folder without code."""
+        spec = PathFinder.find_spec(fullname, [str(Path.cwd())]) if fullname == self.name else None
+        return spec if spec is not None and spec.origin is not None else None
+
+
+@contextmanager
+def _working_folder(path: str) -> Iterator[None]:
+    """Let the module `path` be found in the working folder, and what it imports from beside it.
+
+    Those come behind all that is installed, so that no file there runs in a library's place.
+    """
+    finder, folder = _InWorkingFolder(path.partition(".")[0]), str(Path.cwd())
+    sys.meta_path.insert(0, finder)
+    sys.path.append(folder)
+    importlib.invalidate_caches()  # the files may be younger than the last look at the folder
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        # the last one: the user's own path may hold it too
+        del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
+
+
 def _from_callable(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    path = name.partition(":")[0]
+    with _working_folder(path):
+        target = _callable(name)
+        return _build(name, target, **({**kwargs, "pretrained": True} if pretrained else kwargs))
+
+
+def _callable(name: str) -> Callable[..., Any]:
+    """Import what `package.module:callable` names."""
     path, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(path)
-    except (ImportError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # whatever that file does
         raise InputError(
-            f"model {name!r}: module {path!r} cannot be imported ({error}). "
-            "Install it, or run from the folder that holds it."
+            f"model {name!r}: module {path!r} cannot be imported "
+            f"({type(error).__name__}: {error}). Install it, or run from the folder that holds it."
         ) from error
     target: Any = module
     for part in attribute.split("."):
@@ -157,6 +206,5 @@ def _from_callable(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
             f"model {name!r}: {attribute!r} is a {type(target).__name__} and cannot be called. "
             "Name a class or function that returns the model."
         )
-    if pretrained:
-        kwargs = {**kwargs, "pretrained": True}
-    return _build(name, target, **kwargs)
+    made: Callable[..., Any] = target
+    return made

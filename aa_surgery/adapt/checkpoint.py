@@ -11,9 +11,14 @@ from typing import Any
 import torch
 
 from aa_surgery.errors import CheckpointMismatchError, InputError
+from aa_surgery.writing import replacing, save_tensors
 
 __all__ = ["Checkpoint"]
 
+_UNREADABLE = (
+    *(AttributeError, EOFError, IndexError, KeyError, OSError, RuntimeError, TypeError),
+    ValueError,
+)
 _SECONDS = 30.0  # between two writes
 
 
@@ -46,8 +51,9 @@ class Checkpoint:
             return None
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            settings, state = saved["settings"], saved["state"]
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as e:
+            settings, state = dict(saved["settings"]), dict(saved["state"])
+        # what torch's reader and a file of another kind lead to
+        except (*_UNREADABLE, pickle.UnpicklingError) as e:
             raise InputError(
                 f"checkpoint {self.path}: not one of distill's ({type(e).__name__}). "
                 "Delete it to start anew, or name another file."
@@ -69,7 +75,7 @@ class Checkpoint:
         """Replace the file by one with this state; killed in between, the old one stays."""
         if self.path is None:
             return
-        partial = self.path.with_name(f"{self.path.name}.part")
-        torch.save({"settings": self.settings, "state": dict(state)}, partial)
-        partial.replace(self.path)
+        whole = {"settings": self.settings, "state": dict(state)}
+        with replacing(self.path) as partial:
+            save_tensors(lambda: torch.save(whole, partial))
         self._saved = time.monotonic()

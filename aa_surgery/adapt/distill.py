@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from aa_surgery.adapt.budget import Budget
 from aa_surgery.adapt.checkpoint import Checkpoint
 from aa_surgery.adapt.features import Blocks
+from aa_surgery.adapt.identity import run_identity
 from aa_surgery.adapt.layout import channels_last, to_model
 from aa_surgery.adapt.trained import Trained, only_trained, restore, trained_parameters
 from aa_surgery.adapt.training import Training, divergence
@@ -116,7 +117,8 @@ def distill(
     Raises:
         InputError: A budget, an image or another argument is unusable, the model does not return
             logits, or training diverged; the model is as it was.
-        CheckpointMismatchError: The checkpoint is of a run with other options.
+        CheckpointMismatchError: The checkpoint is of a run with other options, weights, surgery
+            or photographs.
 
     Source: block-wise reconstruction from few images as in post-training quantisation (Nagel et
     al. 2020, arXiv:2004.10568; Li et al. 2021, arXiv:2102.05426), all blocks at once.
@@ -135,7 +137,8 @@ def distill(
         checkpoint,
         {"train": train, "steps": steps, "minutes": minutes, "batch_size": views.batch_size}
         | {"lr": lr, "feature_weight": feature_weight, "margin": margin, "seed": seed}
-        | {"images": len(images), "tensors": list(parameters)},
+        | {"images": len(images), "tensors": list(parameters)}
+        | ({} if checkpoint is None else run_identity(model, teacher, images)),
     )
     with (
         evaluating(model),

@@ -6,17 +6,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from aa_surgery.adapt.checkpoint import Checkpoint
 from aa_surgery.adapt.run import adapt_model
 from aa_surgery.cli import files
 from aa_surgery.cli.building import (
     build_model,
     build_plan,
+    input_files,
     input_size,
     noise_image,
     to_device,
     warn_if_untrained,
+    worn_plan,
 )
+from aa_surgery.cli.numbers import number_above_0, whole_number
 from aa_surgery.cli.output import Output
 from aa_surgery.errors import InputError
 from aa_surgery.evaluation import ImageFiles
@@ -24,6 +29,7 @@ from aa_surgery.evaluation import ImageFiles
 __all__ = ["adapt", "add_adapt"]
 
 _MINUTES = 5.0
+_MOST_THREADS = 1024
 
 
 def add_adapt(commands: Any) -> Any:
@@ -45,26 +51,38 @@ def add_adapt(commands: Any) -> Any:
     )
     parser.add_argument(
         "--adapt-images",
-        type=int,
+        type=whole_number(),
         default=250,
         metavar="N",
         help="adapt on N of them, at most half, and measure on the others (default: %(default)s)",
     )
     parser.add_argument(
-        "--limit", type=int, metavar="N", help="use N photographs, evenly spaced (default: all)"
+        "--limit",
+        type=whole_number(),
+        metavar="N",
+        help="use N photographs, evenly spaced (default: all)",
     )
     _add_distillation(parser)
-    for name, default, text in (
-        ("--passes", 1, "pairs of views a photograph"),
-        ("--seed", 0, "seed of the views and of the training"),
+    for name, least, default, text in (
+        ("--passes", 1, 1, "pairs of views a photograph"),
+        ("--seed", 0, 0, "seed of the views and of the training"),
     ):
         parser.add_argument(
-            name, type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)"
+            name,
+            type=whole_number(least),
+            default=default,
+            metavar="N",
+            help=f"{text} (default: %(default)s)",
         )
     parser.add_argument(
         "--device", default="cpu", help="e.g. cuda, cuda:1, mps (default: %(default)s)"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: torch's)")
+    parser.add_argument(
+        "--threads",
+        type=whole_number(1, _MOST_THREADS),
+        metavar="N",
+        help="of the CPU (default: torch's)",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -83,9 +101,12 @@ def add_adapt(commands: Any) -> Any:
 def _add_distillation(parser: Any) -> None:
     group = parser.add_argument_group("distillation")
     budget = group.add_mutually_exclusive_group()
-    budget.add_argument("--steps", type=int, metavar="N", help="optimizer steps")
+    budget.add_argument("--steps", type=whole_number(), metavar="N", help="optimizer steps")
     budget.add_argument(
-        "--minutes", type=float, metavar="M", help=f"time instead (default: {_MINUTES:g})"
+        "--minutes",
+        type=number_above_0,
+        metavar="M",
+        help=f"time instead (default: {_MINUTES:g})",
     )
     budget.add_argument("--no-distill", action="store_true", help="recalibrate alone")
     group.add_argument(
@@ -110,10 +131,12 @@ def adapt(args: argparse.Namespace) -> Output:
     warn_if_untrained(args, "there is nothing to keep")
     # Whatever can be wrong is found out before the first, long measurement.
     distilling = _distilling(args)
+    if worn_plan(model) is not None:
+        raise InputError(f"model {args.model!r} is anti-aliased already. Adapt the untouched one.")
     plan = build_plan(model, args)
     noise_image(model, args)
     if args.threads is not None:
-        _use_threads(args.threads)
+        torch.set_num_threads(args.threads)
     to_device(model, args.device)
     print(f"{args.model}, {len(plan.edits)} ops to blur")
     result = adapt_model(
@@ -139,11 +162,13 @@ def adapt(args: argparse.Namespace) -> Output:
 
 def _outputs(args: argparse.Namespace) -> tuple[Path, Path] | None:
     """Return where weights and plan go, None where nowhere."""
+    written = {} if args.resume is None else {"--resume": args.resume}
     if args.out is None:
         if args.save_plan is not None:
             raise InputError("--save-plan goes with --out FILE, the weights that it is for.")
+        files.check_outputs(written, input_files(args))
         return None
-    return files.outputs(args.out, args.save_plan)
+    return files.outputs(args.out, args.save_plan, written, input_files(args))
 
 
 def _distilling(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -157,14 +182,6 @@ def _distilling(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.steps is not None:
         return {**chosen, "steps": args.steps}
     return {**chosen, "minutes": _MINUTES if args.minutes is None else args.minutes}
-
-
-def _use_threads(count: int) -> None:
-    import torch
-
-    if count < 1:
-        raise InputError(f"--threads {count}: at least 1 is needed.")
-    torch.set_num_threads(count)
 
 
 def _say(line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +14,19 @@ from aa_surgery.cli import files
 from aa_surgery.errors import InputError
 from aa_surgery.models import load_model
 from aa_surgery.surgery import Plan, plan_antialias
+from aa_surgery.surgery.apply import PLAN
+from aa_surgery.surgery.classes import Antialiased
 
 __all__ = [
     "build_model",
     "build_plan",
+    "input_files",
     "input_size",
     "noise_image",
     "surgery_options",
     "to_device",
     "warn_if_untrained",
+    "worn_plan",
 ]
 
 _SURGERY_OPTIONS = (
@@ -41,8 +46,6 @@ _DEFAULT_INPUT = (3, 224, 224)
 
 def build_model(args: argparse.Namespace) -> nn.Module:
     """Build the model in eval mode, with the weights that were asked for."""
-    if args.size is not None and args.size < 1:
-        raise InputError(f"--size {args.size}: at least 1 px is needed.")
     if args.checkpoint is not None and not args.checkpoint.is_file():
         # Said before the model is built, which may take a download.
         raise InputError(f"checkpoint {args.checkpoint}: no such file.")
@@ -67,9 +70,53 @@ def surgery_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in _SURGERY_OPTIONS if name in args}
 
 
+def input_files(args: argparse.Namespace) -> dict[str, Path]:
+    """Return the files and folders that a command reads, by what names them."""
+    module = args.model.partition(":")[0].replace(".", "/")
+    named = {
+        "--checkpoint": args.checkpoint,
+        "--plan": getattr(args, "plan", None),
+        "--images": getattr(args, "images", None),
+        "MODEL": Path(f"{module}.py") if ":" in args.model else None,
+    }
+    return {name: path for name, path in named.items() if path is not None and path.exists()}
+
+
+def worn_plan(model: nn.Module) -> Plan | None:
+    """Return the plan that the model was anti-aliased by; None where it was not.
+
+    Raises:
+        InputError: Parts of it were, each by a plan of its own.
+    """
+    if not any(isinstance(module, Antialiased) for module in model.modules()):
+        return None
+    plan = vars(model).get(PLAN)
+    if not isinstance(plan, Plan):
+        raise InputError(
+            f"parts of {type(model).__name__} are anti-aliased already. "
+            "Build it without that, and anti-alias the whole."
+        )
+    return plan
+
+
 def build_plan(model: nn.Module, args: argparse.Namespace) -> Plan:
-    """Return the saved plan that was named, or the one that the options ask for."""
+    """Return the saved plan that was named, or the one that the options ask for.
+
+    That of a model which is anti-aliased already is its own.
+
+    Raises:
+        InputError: Options that change nothing are given.
+    """
     options = surgery_options(args)
+    given = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+    worn = worn_plan(model)
+    if worn is not None:
+        if options:
+            raise InputError(
+                f"model {args.model!r} is anti-aliased already, so that {given} would change "
+                "nothing. Name the untouched model."
+            )
+        return worn
     path = options.pop("plan", None)
     if path is None:
         return plan_antialias(model, **options)
@@ -113,8 +160,7 @@ def noise_image(model: nn.Module, args: argparse.Namespace) -> Tensor:
     try:
         with torch.inference_mode():
             model(image)
-    # A model may answer a wrong size with any of these.
-    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # a model may answer a wrong size with any
         raise InputError(
             f"model {args.model!r} does not run on an image of shape {tuple(image.shape)}: "
             f"{_first_line(error)} Give the size it takes with --size."

@@ -12,14 +12,17 @@ from aa_surgery.cli import files
 from aa_surgery.cli.building import (
     build_model,
     build_plan,
+    input_files,
     input_size,
     noise_image,
     surgery_options,
     to_device,
     warn_if_untrained,
+    worn_plan,
 )
 from aa_surgery.cli.output import Output
 from aa_surgery.demo import run_demo
+from aa_surgery.errors import InputError
 from aa_surgery.evaluation import (
     ConsistencyResult,
     ImageFiles,
@@ -39,7 +42,15 @@ def inspect(args: argparse.Namespace) -> Output:
     plan = build_plan(model, args)
     found: dict[str, Any] = {"model": args.model, "plan": plan.to_dict()}
     text = str(plan)
-    if args.audit:
+    treated = worn_plan(model) is not None
+    if treated:
+        found["anti-aliased"] = True
+        text = f"{args.model} is anti-aliased already, by this plan:\n{text}"
+    if args.audit and treated:
+        report = audit(model, noise_image(model, args))
+        found["audit"] = {"after": report.to_dict()}
+        text += f"\n\nAudit:\n{report}"
+    elif args.audit:
         image = noise_image(model, args)
         before = audit(model, image)
         after = audit(apply_antialias(model, plan=plan), image)
@@ -50,10 +61,11 @@ def inspect(args: argparse.Namespace) -> Output:
 
 def apply(args: argparse.Namespace) -> Output:
     """Anti-alias a model, write its weights and its plan, and show what was done."""
-    out, plan_file = files.outputs(args.out, args.save_plan)
+    out, plan_file = files.outputs(args.out, args.save_plan, {}, input_files(args))
     model = build_model(args)
     plan = build_plan(model, args)
-    apply_antialias(model, plan=plan)
+    if worn_plan(model) is None:
+        apply_antialias(model, plan=plan)
     report = audit(model, noise_image(model, args))
     files.write_model(model, plan, out, plan_file)
     found = {
@@ -69,6 +81,9 @@ def apply(args: argparse.Namespace) -> Output:
 def demo(args: argparse.Namespace) -> Output:
     """Run the demo, which says each part as soon as it is known."""
     options = {} if "filter" not in args else {"filter": args.filter}
+    written = {"the picture": args.out / "demo.png", "the numbers": args.out / "demo.json"}
+    if args.out.is_dir():
+        files.check_outputs(written, {} if args.images is None else {"--images": args.images})
     result = run_demo(args.out, images=args.images, quick=args.quick, seed=args.seed, **options)
     return Output(result.to_dict(), "")
 
@@ -79,6 +94,11 @@ def consistency(args: argparse.Namespace) -> Output:
     model = build_model(args)
     warn_if_untrained(args, "their consistency says nothing of a trained network")
     treat = args.antialias or bool(surgery_options(args))
+    if treat and worn_plan(model) is not None:
+        raise InputError(
+            f"model {args.model!r} is anti-aliased already. Name the untouched one to compare the "
+            "two, or leave out the options of the surgery."
+        )
     # Whatever can be wrong is found out before the first, long measurement.
     plan = build_plan(model, args) if treat else None
     noise_image(model, args)

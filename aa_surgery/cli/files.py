@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from aa_surgery.demo.weights import copy_by_position
 from aa_surgery.errors import CheckpointMismatchError, InputError
 from aa_surgery.surgery import Plan
+from aa_surgery.writing import replacing, save_tensors
 
-__all__ = ["check_writable", "load_checkpoint", "outputs", "replacing", "write_model"]
+__all__ = ["check_outputs", "check_writable", "load_checkpoint", "outputs", "write_model"]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -35,30 +35,56 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path}: the folder {path.parent} cannot be written to.")
 
 
-def outputs(weights: Path, plan: Path | None) -> tuple[Path, Path]:
-    """Return where weights and plan go, the plan beside the weights by default.
+def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:
+    """Refuse outputs that cannot be written, or would take the place of a file still needed.
+
+    Args:
+        outputs: Files that will be written, by what names them.
+        inputs: Files and folders that are read, by what names them.
 
     Raises:
-        InputError: One cannot become a file, or both are one.
+        InputError: An output cannot become a file, or is an input or another output, by whatever
+            name or link.
     """
-    plan = plan or weights.with_suffix(".plan.json")
-    _check_suffix(weights)
-    for path in (weights, plan):
+    for name, path in outputs.items():
         check_writable(path)
-    if plan == weights:
-        raise InputError(f"{weights}: --out and --save-plan name the same file.")
+        others = {n: p for n, p in outputs.items() if n != name}
+        for other, file in {**inputs, **others}.items():
+            if _same(path, file) or (other in inputs and _lies_in(path, file)):
+                raise InputError(
+                    f"{path}: {name} would overwrite what {other} names. Name another file."
+                )
+
+
+def _same(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Tell whether a file that is there is one of a folder's."""
+    return folder.is_dir() and path.exists() and folder.resolve() in path.resolve().parents
+
+
+def outputs(
+    weights: Path, plan: Path | None, others: Mapping[str, Path], inputs: Mapping[str, Path]
+) -> tuple[Path, Path]:
+    """Return where weights and plan go, the plan beside the weights by default.
+
+    Args:
+        weights: Where the weights go.
+        plan: Where the plan goes.
+        others: Other files that will be written, by what names them.
+        inputs: Files and folders that are read, by what names them.
+
+    Raises:
+        InputError: One cannot become a file, or is an input or another output.
+    """
+    _check_suffix(weights)
+    plan = plan or weights.with_suffix(".plan.json")
+    check_outputs({"--out": weights, "--save-plan": plan, **others}, inputs)
     return weights, plan
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes `path`'s place if the block succeeds."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_suffix(path: Path) -> None:
@@ -84,9 +110,10 @@ def _write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
         from safetensors.torch import save_file
 
         # safetensors refuses tensors that share memory, as tied weights do.
-        save_file({k: v.detach().clone().contiguous() for k, v in state.items()}, path)
+        plain = {k: v.detach().clone().contiguous() for k, v in state.items()}
+        save_tensors(lambda: save_file(plain, path))
     else:
-        torch.save(dict(state), path)
+        save_tensors(lambda: torch.save(dict(state), path))
 
 
 def load_checkpoint(model: nn.Module, path: Path) -> None:

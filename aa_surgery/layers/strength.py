@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Real
 
 from torch import nn
 
-from aa_surgery.errors import FilterError, UnsupportedModelError
+from aa_surgery.errors import FilterError, UnsupportedModelError, shown
 from aa_surgery.layers.downsample import Downsample
 
 __all__ = ["get_strength", "set_strength"]
@@ -36,17 +37,19 @@ def set_strength(model: nn.Module, strength: float) -> int:
         The number of blurs set.
 
     Raises:
-        FilterError: The strength is not in 0..1; nothing was changed.
-        UnsupportedModelError: The model has no blur.
+        FilterError: The strength is no number in 0..1; nothing was changed.
+        UnsupportedModelError: The model has no blur, or is none.
 
     >>> from aa_surgery.layers import BlurPool
     >>> blur = BlurPool("tri-3", stride=(2, 2))
     >>> set_strength(blur, 0.5), blur.taps[0]
     (1, (0.125, 0.75, 0.125))
     """
-    if not 0 <= strength <= 1:
+    # a truth value is a number to Python, and would switch the filters on or off
+    is_number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if not (is_number and 0 <= strength <= 1):
         raise FilterError(
-            f"strength {strength!r}: it mixes the identity (0) with the whole filter (1). "
+            f"strength {shown(strength)}: it mixes the identity (0) with the whole filter (1). "
             "Give a number from 0 to 1."
         )
     blurs = _blurs(model)
@@ -76,6 +79,8 @@ def get_strength(model: nn.Module) -> float:
 
 
 def _blurs(model: nn.Module) -> list[Downsample]:
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(model).__name__}.")
     blurs = list(dict.fromkeys(_outermost(model)))
     if not blurs:
         raise UnsupportedModelError(

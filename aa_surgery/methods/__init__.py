@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aa_surgery.errors import MethodError
+from aa_surgery.errors import MethodError, shown
 from aa_surgery.methods.adaptive import METHOD as ADAPTIVE
 from aa_surgery.methods.aps import METHOD as APS
 from aa_surgery.methods.blur import METHOD as BLUR
@@ -52,7 +52,7 @@ def resolve_method(method: str | Mapping[str, Any] | Method) -> Method:
     """Return the method of a name, or of `{"name": ..., option: value}`.
 
     Raises:
-        MethodError: There is no such method, or it has no such option.
+        MethodError: There is no such method, or it has no such option or value of it.
 
     >>> resolve_method("blur").source
     'Zhang 2019, arXiv:1904.11486'
@@ -61,6 +61,12 @@ def resolve_method(method: str | Mapping[str, Any] | Method) -> Method:
         return method
     options = dict(method) if isinstance(method, Mapping) else {"name": method}
     name = options.pop("name", None)
-    if name not in METHODS:
-        raise MethodError(f"method {name!r} is unknown. Use one of {', '.join(METHODS)}.")
+    if not isinstance(name, str) or name not in METHODS:
+        raise MethodError(f"method {shown(name)} is unknown. Use one of {', '.join(METHODS)}.")
+    if isinstance(method, Mapping) and name == BLUR.name and not options:
+        # most likely somebody looks for the options of the blur, which are those of the surgery
+        raise MethodError(
+            f"method={dict(method)!r}: the blur has no options of its own. Its filter, placement "
+            "and border are arguments beside method; leave method out."
+        )
     return METHODS[name].with_options(options)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
 
-from aa_surgery.errors import MethodError
+from aa_surgery.errors import MethodError, shown
 from aa_surgery.layers.downsample import Downsample
 from aa_surgery.sites import Site
 
 __all__ = ["Method"]
+
+
+_MOST = 4096  # of an option that is a number: beyond it, layers fill the memory
 
 
 def _no_objection(site: Site) -> str:
@@ -65,13 +70,42 @@ class Method:
         """Return the method with other values of its options.
 
         Raises:
-            MethodError: It has no option of that name.
+            MethodError: It has no option of that name, or a value is not of its default's kind.
         """
-        for name in options:
+        for name, value in options.items():
             if name not in self.options:
                 known = ", ".join(self.options) or "none"
-                raise MethodError(f"method {self.name!r} has no option {name!r}. It has: {known}.")
+                raise MethodError(
+                    f"method {self.name!r} has no option {shown(name)}. It has: {known}."
+                )
+            fits, kind = _kind(self.options[name])
+            if not fits(value):
+                raise MethodError(f"method {self.name!r}: {name}={shown(value)}. Give {kind}.")
         return replace(self, options={**self.options, **options})
 
     def __str__(self) -> str:
         return self.name
+
+
+def _kind(default: Any) -> tuple[Callable[[Any], bool], str]:
+    """Return what tells the values that an option of such a default takes, and its words."""
+    if isinstance(default, bool):
+        return lambda value: isinstance(value, bool), "True or False"
+    if isinstance(default, str):
+        return lambda value: isinstance(value, str), "a name"
+    if isinstance(default, float):
+        return _is_positive, "a number above 0"
+    words = f"a whole number, 1 to {_MOST}"
+    if default is None:
+        return lambda value: value is None or _is_count(value), f"None or {words}"
+    return _is_count, words
+
+
+def _is_count(value: Any) -> bool:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole and bool(1 <= value <= _MOST)
+
+
+def _is_positive(value: Any) -> bool:
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and bool(0 < value <= sys.float_info.max)

@@ -64,7 +64,7 @@ class AntialiasHook(Hook):
 
     def __init__(
         self,
-        filter: str | Iterable[float] | Filter | None = None,
+        filter: str | Iterable[float] | Filter = "auto",
         placement: str = "auto",
         padding_mode: str = "reflect",
         max_stride: int | None = 4,

@@ -21,14 +21,15 @@ from aa_surgery.surgery.planning import plan_antialias
 
 __all__ = ["apply_antialias", "remove_antialias"]
 
-_PLAN = "_antialias_plan"
+PLAN = "_antialias_plan"
+"""The attribute of a model that holds the plan it was changed by."""
 
 
 def apply_antialias(
     model: nn.Module,
     *,
     plan: Plan | None = None,
-    filter: str | Iterable[float] | Filter | None = None,
+    filter: str | Iterable[float] | Filter = "auto",
     placement: str = "auto",
     padding_mode: str = "reflect",
     max_stride: int | None = 4,
@@ -50,9 +51,9 @@ def apply_antialias(
     Args:
         model: Any module; not scripted, compiled or wrapped.
         plan: A plan to carry out as it is, made for a model with these sites. No other option
-            may be given with it.
-        filter: Low-pass filter: a name (`aa_surgery.filters.list_filters()`), taps that sum to 1;
-            `"tri-3"` unless the preset has another.
+            but `example` may be given with it.
+        filter: Low-pass filter: a name (`aa_surgery.filters.list_filters()`), or taps that sum to
+            1; `"auto"` is the preset's or the method's, `"tri-3"` as a rule.
         placement: `"auto"`; `"post"`: blur behind the activation wherever an op has a dense form;
             `"pre"`: blur before, at about the cost of the untouched network.
         padding_mode: The blur's border: `"reflect"`, `"replicate"`, `"zeros"`, `"circular"`.
@@ -106,14 +107,14 @@ def apply_antialias(
     if plan is None:
         plan = plan_antialias(model, **options)  # type: ignore[arg-type]
     else:
-        check_alone(options)
-        check_fit(plan, model)
+        check_alone(plan, options)
+        check_fit(plan, model, example)
     check_indices(plan)
     if not plan.edits:
         _warn(f"{type(model).__name__}: nothing to anti-alias; it was not changed. {_why(plan)}")
         return model
     commit(prepare(model, changes_of(model, plan)))
-    model.__dict__[_PLAN] = plan
+    model.__dict__[PLAN] = plan
     return model
 
 
@@ -146,7 +147,7 @@ def remove_antialias(model: nn.Module) -> nn.Module:
     for name in changed:
         undress(model.get_submodule(name))
     for part in model.modules():
-        part.__dict__.pop(_PLAN, None)
+        part.__dict__.pop(PLAN, None)
     return model
 
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aa_surgery.errors import (
+    MethodError,
     PlanError,
     SurgeryError,
     UnsupportedModelError,
     UnsupportedSiteError,
+    shown,
 )
+from aa_surgery.rules import Edit
 from aa_surgery.sites import find_sites
 from aa_surgery.sites.windows import window_sites
+from aa_surgery.surgery.arguments import DEFAULTS, check_example
+from aa_surgery.surgery.changes import new_keys
+from aa_surgery.surgery.consistent import check_decisions
 from aa_surgery.surgery.plan import Plan
+from aa_surgery.surgery.probe import with_maps
 
 __all__ = ["check_alone", "check_fit", "check_indices", "check_model"]
 
@@ -59,12 +67,21 @@ def check_model(model: nn.Module) -> None:
             )
 
 
-def check_alone(options: Mapping[str, Any]) -> None:
-    """Refuse options beside a plan."""
-    defaults = dict(
-        placement="auto", padding_mode="reflect", max_stride=4, method="blur", circular=False
-    )
-    given = [k for k, v in options.items() if v is not None and v != () and v != defaults.get(k)]
+def check_alone(plan: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuse what is no plan, and arguments beside one, `example` excepted.
+
+    Raises:
+        PlanError: It is no plan.
+        SurgeryError: Another argument says what the plan says.
+    """
+    if not isinstance(plan, Plan):
+        way = f": Plan.load({shown(str(plan))})" if isinstance(plan, (str, PathLike)) else ""
+        raise PlanError(
+            f"plan: expected a Plan, got {type(plan).__name__}. Load a saved one{way}, or make "
+            "one with plan_antialias(model)."
+        )
+    check_example(arguments["example"])
+    given = [name for name in DEFAULTS if name != "example" and _is_given(name, arguments[name])]
     if given:
         raise SurgeryError(
             f"plan and {given[0]} are mutually exclusive: the plan has its own. "
@@ -72,8 +89,19 @@ def check_alone(options: Mapping[str, Any]) -> None:
         )
 
 
-def check_fit(plan: Plan, model: nn.Module) -> None:
-    """Refuse a plan whose sites are not the model's."""
+def _is_given(name: str, value: Any) -> bool:
+    usual = DEFAULTS[name]
+    return type(value) is not type(usual) or bool(value != usual)
+
+
+def check_fit(plan: Plan, model: nn.Module, example: Tensor | None = None) -> None:
+    """Refuse a plan that is not whole in itself, or not for this model.
+
+    Raises:
+        PlanError: Its parts do not agree, its sites are not the model's, or the maps at the sites
+            are others than it says.
+    """
+    check_decisions(plan.decisions)
     found = {site.name: site for site in (*find_sites(model), *window_sites(model))}
     for edit in plan.edits:
         site = found.get(edit.site.name)
@@ -86,6 +114,33 @@ def check_fit(plan: Plan, model: nn.Module) -> None:
             raise PlanError(
                 f"{edit.site.name}: the plan was made for {edit.site}, the model has {site}. "
                 "Make it again with plan_antialias(model)."
+            )
+    _check_maps(plan, model, example)
+    keys = new_keys(model, plan)
+    if keys != plan.new_keys:
+        raise PlanError(
+            f"the plan names {len(plan.new_keys)} new keys of the state_dict, and makes "
+            f"{len(keys)}, {', '.join(keys[:2]) or 'none'}. Make it again."
+        )
+
+
+def _check_maps(plan: Plan, model: nn.Module, example: Tensor | None) -> None:
+    """Refuse channels and leaders that a run of the model does not show, where it runs."""
+    try:
+        seen = with_maps(model, plan, example)
+    except MethodError:
+        if example is not None:
+            raise
+        return  # it runs on nothing that could be made up; its layers check what they get
+    for said, shown_by_run in zip(plan.decisions, seen.decisions, strict=True):
+        if said != shown_by_run:
+            facts = [
+                (d.channels, d.leader) if isinstance(d, Edit) else d.reason
+                for d in (said, shown_by_run)
+            ]
+            raise PlanError(
+                f"{said.site.name}: the plan says (channels, leader) {facts[0]}, a run of the "
+                f"model {facts[1]}. Make it again with plan_antialias(model, example=...)."
             )
 
 

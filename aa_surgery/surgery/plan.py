@@ -7,15 +7,18 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from aa_surgery.errors import PlanError
-from aa_surgery.filters import resolve_filter
-from aa_surgery.methods import resolve_method
+from aa_surgery.errors import PlanError, shown
 from aa_surgery.reports.tables import text_table
 from aa_surgery.rules import Edit, Left
-from aa_surgery.sites import Anchor, Site, Unread
+from aa_surgery.sites import Unread
+from aa_surgery.surgery.consistent import check_decisions
+from aa_surgery.surgery.decoding import decode_record
+from aa_surgery.writing import write_text
 
 __all__ = ["Plan"]
 
@@ -86,39 +89,94 @@ class Plan:
             "circular": self.circular,
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Plan:
-        """Read a plan that `save` wrote.
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the plan as JSON, whole or not at all.
 
         Raises:
-            PlanError: The file is missing, or holds no plan.
+            PlanError: The path is none, the file cannot be written, or the plan holds what JSON
+                cannot.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
+            text = json.dumps(self.to_dict(), indent=2, default=_number) + "\n"
+            write_text(Path(path), text)
         except OSError as error:
-            raise PlanError(f"plan {path}: cannot be read: {error.strerror}.") from error
-        except ValueError as error:
-            raise PlanError(f"plan {path}: not JSON: {error}. Save one with Plan.save.") from error
+            raise PlanError(f"plan {path}: cannot be written: {error.strerror}.") from error
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"plan {shown(path)}: cannot be written: {error}.") from error
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote, and check all of it.
+
+        Raises:
+            PlanError: The file is missing, or holds no plan that `plan_antialias` can have made.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        except OSError as error:
+            raise PlanError(
+                f"plan {shown(str(path))}: cannot be read: {error.strerror}."
+            ) from error
+        except TypeError as error:
+            raise PlanError(f"plan {shown(path)}: expected the path of a file.") from error
+        except (ValueError, RecursionError) as error:
+            raise PlanError(
+                f"plan {shown(str(path))}: not JSON: {error}. Save one with Plan.save."
+            ) from error
+        try:
+            return cls.from_dict(data)
+        except PlanError as error:
+            raise PlanError(f"plan {path}: {error}") from error
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """Return the plan that `to_dict` wrote."""
+        """Return the plan that `to_dict` wrote.
+
+        Raises:
+            PlanError: A field is missing, of another type or out of its bounds, or the decisions
+                do not agree with one another; names the field.
+        """
+        if not isinstance(data, Mapping) or "format" not in data:
+            raise PlanError(f"not a plan: {shown(data)}. Save one with Plan.save.")
+        if type(data["format"]) is not int or data["format"] != _FORMAT:
+            raise PlanError(
+                f"plan of format {shown(data['format'])}: this version reads format {_FORMAT}. "
+                "Make it again with plan_antialias(model)."
+            )
+        fields = {name: value for name, value in data.items() if name != "format"}
+        sites = fields.pop("sites", None)
+        if not isinstance(sites, (list, tuple)):
+            raise PlanError(f"not a plan: its sites are {shown(sites)}. Save one with Plan.save.")
         try:
-            if data["format"] != _FORMAT:
-                raise PlanError(
-                    f"plan of format {data['format']}: this version reads format {_FORMAT}. "
-                    "Make it again with plan_antialias(model)."
-                )
-            unread = tuple(Unread(**u) for u in data["unread"])
-            sites = tuple(_decision(d) for d in data["sites"])
-            keys, circular = tuple(data.get("new_keys", ())), data.get("circular", False)
-            return cls(data["model"], sites, unread, keys, circular)
-        except (KeyError, TypeError) as error:
-            raise PlanError(f"not a plan: {error!r}. Save one with Plan.save.") from error
+            decisions = tuple(_decision(item, f"sites[{i}]") for i, item in enumerate(sites))
+            head = decode_record(_Head, fields, "it")
+        except PlanError as error:
+            raise PlanError(f"not a plan: {error}") from error
+        check_decisions(decisions)
+        return cls(head.model, decisions, head.unread, head.new_keys, head.circular)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What a file holds beside the decisions."""
+
+    model: str
+    unread: tuple[Unread, ...] = ()
+    new_keys: tuple[str, ...] = ()
+    circular: bool = False
+
+
+def _decision(data: Any, where: str) -> Edit | Left:
+    if isinstance(data, Mapping) and "reason" in data:
+        return decode_record(Left, data, where)
+    return decode_record(Edit, data, where)
+
+
+def _number(value: Any) -> int:
+    """Return a number of numpy as JSON holds it."""
+    if isinstance(value, Integral):
+        return int(value)
+    raise TypeError(f"{shown(value)} has no form in JSON")
 
 
 def _row(decision: Edit | Left) -> tuple[str, ...]:
@@ -141,30 +199,3 @@ def _how(edit: Edit) -> str:
 
 def _sizes(sizes: tuple[int, ...]) -> str:
     return "x".join(map(str, sizes)) or "-"
-
-
-def _site(data: Mapping[str, Any]) -> Site:
-    fields: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in data.items()
-    }
-    for key in ("output", "activation"):
-        fields[key] = _anchor(fields[key])
-    fields["given"] = tuple(map(tuple, fields["given"]))
-    return Site(**fields)
-
-
-def _anchor(data: Any) -> Anchor | None:
-    return None if data is None else Anchor(**{**data, "given": tuple(map(tuple, data["given"]))})
-
-
-def _decision(data: Mapping[str, Any]) -> Edit | Left:
-    if "reason" in data:
-        return Left(_site(data["site"]), data["reason"])
-    fields: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) and key != "filter" else v for key, v in data.items()
-    }
-    fields["site"] = _site(data["site"])
-    fields["filter"] = resolve_filter(data["filter"])
-    fields["method"] = resolve_method(data.get("method", "blur"))
-    fields["anchor"] = _anchor(data["anchor"])
-    return Edit(**fields)

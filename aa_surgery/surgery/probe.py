@@ -17,7 +17,7 @@ from aa_surgery.surgery.changes import changes_of
 from aa_surgery.surgery.operate import commit, prepare, undo
 from aa_surgery.surgery.plan import Plan
 
-__all__ = ["with_maps"]
+__all__ = ["run_on", "with_maps"]
 
 _SIDES = (224, 64, 32)  # px, where the model does not say what it takes
 _REASON = "the example input does not reach it"
@@ -62,6 +62,16 @@ def with_maps(model: nn.Module, plan: Plan, example: Tensor | None) -> Plan:
         if _shares(edit):
             leaders.setdefault((seen[name][0].grid, edit.rate, edit.method.name), name)
     return replace(plan, decisions=tuple(_decided(d, seen, leaders) for d in plan.decisions))
+
+
+def run_on(model: nn.Module, example: Tensor) -> None:
+    """Run the model on the example that the user gave, in eval mode.
+
+    Raises:
+        MethodError: The model does not run on it.
+    """
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        _run(model, example, {})
 
 
 def _asks(edit: Edit) -> bool:
@@ -116,14 +126,13 @@ def _run(model: nn.Module, example: Tensor | None, seen: dict[str, list[_Map]]) 
         seen.clear()
         try:
             model(x)
-        # a model may answer a wrong size with any of these
-        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # a model may answer a wrong size with any
             errors.append(f"{tuple(x.shape)}: {error}")
         else:
             return
     raise MethodError(
-        f"{type(model).__name__}: this method must know the maps at its sites, and the model does "
-        f"not run on an input of shape {errors[0]}. Give one that it takes: example=<tensor>."
+        f"{type(model).__name__} does not run on an input of shape {errors[0]}. An example shows "
+        "the maps at the sites. Give one that the model takes: example=<tensor>."
     )
 
 

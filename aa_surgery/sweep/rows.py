@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aa_surgery.errors import InputError
+from aa_surgery.writing import write_text
 
 __all__ = ["LAWS", "Journal", "Row", "read_results", "write_results"]
 
@@ -71,7 +72,7 @@ class Journal:
         if read[:1] == [header]:
             self.rows = {row.key: row for row in map(Row.from_dict, read[1:])}
         # Written anew, so that no half line of an interrupted sweep stays in it.
-        path.write_text("".join(f"{json.dumps(x)}\n" for x in [header, *self._plain()]))
+        write_text(path, "".join(f"{json.dumps(x)}\n" for x in [header, *self._plain()]))
 
     def _plain(self) -> list[dict[str, Any]]:
         return [asdict(row) for row in self.rows.values()]
@@ -94,7 +95,7 @@ def _parsed(line: str) -> Any:
 def write_results(path: Path, versions: Mapping[str, str], rows: Iterable[Row]) -> None:
     """Write the sorted rows as one JSON object."""
     plain = [asdict(row) for row in sorted(rows, key=lambda row: row.key)]
-    path.write_text(json.dumps({"versions": dict(versions), "rows": plain}, indent=1) + "\n")
+    write_text(path, json.dumps({"versions": dict(versions), "rows": plain}, indent=1) + "\n")
 
 
 def read_results(path: Path) -> tuple[dict[str, str], list[Row]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -119,9 +120,10 @@ def _checked(laws: Iterable[str], jobs: int, timeout: float) -> tuple[str, ...]:
     unknown = [group for group in groups if group not in LAWS]
     if unknown:
         raise InputError(f"laws {unknown[0]!r} are unknown. Use some of {', '.join(LAWS)}.")
-    if jobs < 1 or timeout <= 0:
+    whole = isinstance(jobs, int) and not isinstance(jobs, bool)
+    if not whole or jobs < 1 or not 0 < timeout < math.inf:
         raise InputError(
-            f"a sweep with {jobs} jobs of {timeout:g} s each runs nothing. "
+            f"a sweep with {jobs} jobs of {timeout:g} s each runs nothing, or has no end. "
             "Give at least one job, and some time."
         )
     return groups
