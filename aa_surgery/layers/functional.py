@@ -121,10 +121,10 @@ def _blur(
     x: Tensor,
     kernel: Tensor,
     taps: Sequence[Taps],
-    stride: Sequence[int],
+    stride: Ints,
     padding_mode: str,
-    before: Sequence[int] | None,
-    after: Sequence[int] | None,
+    before: Ints | None,
+    after: Ints | None,
 ) -> Tensor:
     """Blur in the fastest form for `x`."""
     if before is None:
@@ -178,7 +178,7 @@ def _own_gradient_pays(axes: Sequence[Axis]) -> bool:
     return folds(axes) and axes[0].mode != "zeros" and all(0 < a.before <= a.stride for a in axes)
 
 
-def _subsample(x: Tensor, stride: Sequence[int], after: Sequence[int]) -> Tensor:
+def _subsample(x: Tensor, stride: Ints, after: Ints) -> Tensor:
     """Keep every `stride`-th sample but those that `after` crops: the blur of one tap."""
     if not any(after) and all(s == 1 for s in stride):
         return x

@@ -94,15 +94,16 @@ def extra_places(span: int, stride: int, padding: int, ceil_mode: bool) -> int:
 
 
 def at_least(number: int, bound: int) -> int:
-    """Return the larger of the two, of a number that may depend on a size that a graph leaves open."""
+    """Return the larger of two numbers, of which the first may depend on an open size."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return max(number, bound)
     if isinstance(number, Tensor):  # as sizes are while `torch.jit.trace` runs
         return number.clamp(min=bound)
-    return torch.sym_max(number, bound)
+    larger: int = torch.sym_max(number, bound)  # type: ignore[assignment]
+    return larger
 
 
-def known_sizes(x: Tensor, axes: int) -> list[int]:
+def known_sizes(x: Tensor, axes: int) -> Ints:
     """Return the sizes of the last `axes` axes, to decide on.
 
     While `torch.jit.trace` runs, sizes are tensors, and a decision on one warns that it may not
@@ -121,9 +122,9 @@ def channels_of(x: Tensor) -> int:
 
 
 @torch.jit.unused
-def _numbers(sizes: list[int]) -> list[int]:
+def _numbers(sizes: Ints) -> list[int]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore")
         return [int(n) for n in sizes]
 
 

@@ -97,6 +97,8 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
     methods.update({method: partialmethod(_rebuild_blurred, method) for method in recipe.guarded})
     about = {
         "__module__": host.__module__,
+        # exported graphs name a layer by this, and quantisers look for "torch.nn...conv.Conv2d"
+        "__qualname__": host.__qualname__,
         "__doc__": host.__doc__,
         # TorchScript reads the annotations of attributes, and the mixin's would hide the host's
         "__annotations__": dict(getattr(host, "__annotations__", {})),
