@@ -120,13 +120,16 @@ def test_every_form_equals_the_canonical_one(mode: str, name, stride: tuple[int,
         torch.testing.assert_close(leaf.grad, twin.grad)
 
 
-@pytest.mark.parametrize(("before", "size"), [((0, 1), (3, 4)), ((2, 0), (5, 5)), ((1, 1), (2, 6))])
+@pytest.mark.parametrize(
+    ("before", "after", "size"),
+    [((0, 1), (0, -1), (3, 4)), ((2, 0), (2, 2), (5, 5)), ((1, 1), (-3, 3), (2, 6))],
+)
 @pytest.mark.parametrize("mode", PADDING_MODES)
 @pytest.mark.usefixtures("fast_at_any_size")
-def test_a_chosen_window_equals_the_canonical_form(mode: str, before, size) -> None:
+def test_a_chosen_window_equals_the_canonical_form(mode: str, before, after, size) -> None:
     x = random_map(1, 2, 7, 9)
     taps = (resolve_filter("tri-3").taps(2),) * 2
-    arguments = (kernel_nd(taps, x.dtype), taps, (2, 2), mode, before, size)
+    arguments = (kernel_nd(taps, x.dtype), taps, (2, 2), mode, before, after)
     with canonical_form():
         expected = blur(x, *arguments)
     assert expected.shape[2:] == size
@@ -325,8 +328,8 @@ def test_errors_say_what_is_wrong() -> None:
         BlurPool2d(padding_mode="mirror")
     with pytest.raises(FilterError, match="gauss"):
         BlurPool2d("gauss-3")
-    with pytest.raises(InputError, match="unsqueeze"):
-        BlurPool2d()(torch.ones(3, 8, 8))
+    with pytest.raises(InputError, match="4 axes in all, or 3 of one image, got 2"):
+        BlurPool2d()(torch.ones(8, 8))
     with pytest.raises(InputError, match="got"):
         MaxBlurPool2d(2, stride=(2, 2, 2))
     with pytest.raises(InputError, match="too small"):

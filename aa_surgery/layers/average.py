@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aa_surgery.layers.padding import pad_axes
-from aa_surgery.layers.windows import Ints, pairs, reach_of_pool, reaches_beyond
+from aa_surgery.layers.windows import Ints, border_of_pool, pairs
 
 __all__ = ["dense_avg_pool"]
 
@@ -29,20 +29,21 @@ def dense_avg_pool(
         `(N, C, *dense)`.
     """
     ones = [1] * len(kernel_size)
-    after = reach_of_pool(x.shape[2:], kernel_size, stride, padding, ones, ceil_mode)
-    if divisor_override is None and not reaches_beyond(after, padding):
+    after = border_of_pool(x, kernel_size, stride, padding, ones, ceil_mode)
+    if divisor_override is None and after == list(padding):
         return _average(x, kernel_size, padding, count_include_pad)
     sums = _window_sums(pad_axes(x, pairs(padding, after), "constant"), kernel_size)
     if divisor_override is not None:
         return sums / divisor_override
     for axis, k in enumerate(kernel_size):
-        n, p = x.shape[2 + axis], padding[axis]
-        start = torch.arange(sums.shape[2 + axis], device=x.device) - p
+        dim = x.ndim - len(kernel_size) + axis
+        n, p = x.shape[dim], padding[axis]
+        start = torch.arange(sums.shape[dim], device=x.device) - p
         end = (start + k).clamp(max=n + p)
         if not count_include_pad:
             start, end = start.clamp(min=0), end.clamp(max=n)
         shape = [1] * sums.ndim
-        shape[2 + axis] = -1
+        shape[dim] = -1
         sums = sums / (end - start).to(x.dtype).view(shape)
     return sums
 

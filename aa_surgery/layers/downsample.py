@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from aa_surgery.errors import FilterError, InputError, MethodError, shown
 from aa_surgery.layers.padding import PADDING_MODES
+from aa_surgery.layers.plain import subsample
 
-__all__ = ["Downsample", "Unscriptable", "subsample"]
+__all__ = ["Downsample", "Unscriptable"]
 
 
 class Unscriptable:
@@ -27,6 +28,7 @@ class Downsample(Unscriptable, nn.Module):
 
     A subclass defines `sample`, from `(N, C, *spatial)` to `(N, C, *ceil(spatial / stride))`. Of
     stride 1 and another rate, a layer prepares the map for an op behind it that has the stride.
+    Maps of integers or booleans, which have no mean, are subsampled alone.
 
     Args:
         stride: Subsampling step, one an axis; its length is the number of spatial axes.
@@ -73,30 +75,27 @@ class Downsample(Unscriptable, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the subsampled map, laid out as `x`."""
         inner = len(self.stride) + 1
-        if x.ndim <= inner:
+        if x.ndim < inner:
             raise InputError(
-                f"{type(self).__name__} over {inner - 1} axes: expected a batch of maps with "
-                f"{inner + 1} axes, got shape {tuple(x.shape)}. Add the batch axis: x[None]."
+                f"{type(self).__name__} over {inner - 1} axes: expected a map with {inner} axes, "
+                f"or a batch of them, got shape {tuple(x.shape)}. Give maps of that shape."
             )
-        maps = x if x.ndim == inner + 1 else x.flatten(0, -inner - 1)
+        maps = x if x.ndim == inner + 1 else x.unsqueeze(0).flatten(0, -inner - 1)
         if self.channels_last:
             maps = maps.movedim(-1, 1)
-        y = self.sample(maps)
-        if self.strength != 1:
-            y = torch.lerp(subsample(maps, self.stride), y, self.strength)
+        y = self._mixed(maps) if x.is_floating_point() else subsample(maps, self.stride)
         if self.channels_last:
             y = y.movedim(1, -1)
         return y if x.ndim == inner + 1 else y.reshape(x.shape[:-inner] + y.shape[1:])
+
+    def _mixed(self, maps: Tensor) -> Tensor:
+        y = self.sample(maps)
+        if self.strength != 1:
+            y = torch.lerp(subsample(maps, self.stride), y, self.strength)
+        return y
 
     def extra_repr(self) -> str:
         """Return what `repr` shows of the layer."""
         rate = f", rate={self.rate}" if self.rate != self.stride else ""
         strength = f", strength={self.strength:g}" if self.strength != 1 else ""
         return f"stride={self.stride}{rate}, padding_mode={self.padding_mode!r}{strength}"
-
-
-def subsample(x: Tensor, stride: Sequence[int]) -> Tensor:
-    """Keep every `stride`-th sample of each axis of `(N, C, *spatial)`."""
-    for dim, step in enumerate(stride, start=2):
-        x = x[(slice(None),) * dim + (slice(None, None, step),)]
-    return x

@@ -21,48 +21,53 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aa_surgery.filters import Taps
-from aa_surgery.layers.padding import pad_to, source_index
+from aa_surgery.layers.padding import source_index
+from aa_surgery.layers.plain import plain_blur
 
 __all__ = [
     "Axis",
     "blur_slices",
     "blur_with_gradient",
+    "convolve",
     "fits_slices",
     "folds",
-    "pad_and_convolve",
 ]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a blur: `size` outputs from `length` samples.
+    """One axis of a blur of `length` samples, with borders of `before` and `after`.
 
-    Output `i` is the sum over `n` of `taps[n]` times sample `i * stride + n - before`. `whole`
-    says that `size` is `ceil(length / stride)`, where that must not be asked of a symbolic size.
+    Output `i` is the sum over `n` of `taps[n]` times sample `i * stride + n - before`. A negative
+    border is cropped.
     """
 
     taps: Taps
     stride: int
     before: int
+    after: int
     length: int
-    size: int
     mode: str
-    whole: bool = False
 
     @property
-    def after(self) -> int:
+    def size(self) -> int:
+        """Number of outputs."""
+        return (self.length + self.before + self.after - len(self.taps)) // self.stride + 1
+
+    @property
+    def reach(self) -> int:
         """Samples that the last window reads beyond the map; negative where it ends inside."""
         return (self.size - 1) * self.stride + len(self.taps) - self.before - self.length
 
     @property
     def is_plain(self) -> bool:
         """Whether output and input are the same."""
-        return self.taps == (1.0,) and self.stride == 1 and self.size == self.length
+        return self.taps == (1.0,) and self.stride == 1 and self.before == self.after == 0
 
 
 def folds(axes: Sequence[Axis]) -> bool:
     """Whether a convolution's own zero padding, equal on both sides, gives these windows."""
-    return all(a.before < len(a.taps) and a.before - a.stride < a.after <= a.before for a in axes)
+    return all(a.before < len(a.taps) and a.before - a.stride < a.reach <= a.before for a in axes)
 
 
 def fits_slices(axes: Sequence[Axis]) -> bool:
@@ -75,24 +80,10 @@ def fits_slices(axes: Sequence[Axis]) -> bool:
     )
 
 
-def pad_and_convolve(x: Tensor, kernel: Tensor, axes: Sequence[Axis]) -> Tensor:
-    """Blur by one depthwise convolution; a border of zeros is left to the convolution."""
-    stride = tuple(a.stride for a in axes)
-    padding: tuple[int, ...] = (0,) * len(axes)
-    mode = axes[0].mode
-    if mode == "zeros" and folds(axes):
-        padding = tuple(a.before for a in axes)
-    else:
-        x = pad_to(x, [a.before for a in axes], [_right_border(a) for a in axes], mode)
-    conv = (F.conv1d, F.conv2d, F.conv3d)[len(axes) - 1]
-    return conv(x, _depthwise(kernel, x), stride=stride, padding=padding, groups=x.shape[1])
-
-
-def _right_border(axis: Axis) -> int:
-    """Return what to pad on the right, or crop; fewer samples than a stride need no cropping."""
-    if axis.whole:
-        return len(axis.taps) - 1 - axis.before
-    return axis.after if axis.after <= -axis.stride else max(axis.after, 0)
+def convolve(x: Tensor, kernel: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """Blur in the plainest form."""
+    strides, before, after = zip(*((a.stride, a.before, a.after) for a in axes), strict=True)
+    return plain_blur(x, kernel, strides, axes[0].mode, before, after)
 
 
 def blur_slices(x: Tensor, axes: Sequence[Axis]) -> Tensor:
@@ -158,7 +149,7 @@ def _spread(g: Tensor, kernel: Tensor, axes: Sequence[Axis]) -> Tensor:
         _depthwise(kernel, g),
         stride=tuple(a.stride for a in axes),
         padding=tuple(a.before for a in axes),
-        output_padding=tuple(a.before - a.after for a in axes),
+        output_padding=tuple(a.before - a.reach for a in axes),
         groups=g.shape[1],
     )
     for i, terms in _border(rows):
@@ -220,7 +211,7 @@ class _Blur(torch.autograd.Function):
         """Blur `x`."""
         ctx.save_for_backward(kernel)
         ctx.axes, ctx.slices = axes, slices
-        return blur_slices(x, axes) if slices else pad_and_convolve(x, kernel, axes)
+        return blur_slices(x, axes) if slices else convolve(x, kernel, axes)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:

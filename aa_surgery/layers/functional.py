@@ -11,6 +11,7 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from aa_surgery.errors import InputError
 from aa_surgery.filters import Taps
@@ -19,15 +20,15 @@ from aa_surgery.layers.fast_blur import (
     Axis,
     blur_slices,
     blur_with_gradient,
+    convolve,
     fits_slices,
     folds,
-    pad_and_convolve,
 )
 from aa_surgery.layers.fast_max import max_slices, max_slices_with_gradient
 from aa_surgery.layers.memory import memory_format_of
-from aa_surgery.layers.padding import PADDING_MODES, PaddingMode, pad_axes, pad_to
-from aa_surgery.layers.plain import plain_blur
-from aa_surgery.layers.windows import Ints, pairs, reach_of_pool, reaches_beyond
+from aa_surgery.layers.padding import PADDING_MODES, PaddingMode, lowest, pad_axes, pad_to
+from aa_surgery.layers.plain import plain_blur, subsample
+from aa_surgery.layers.windows import Ints, border_of_pool, pairs
 
 __all__ = [
     "PADDING_MODES",
@@ -74,64 +75,75 @@ def blur(
     stride: Ints,
     padding_mode: str = "reflect",
     before: Ints | None = None,
-    size: Ints | None = None,
+    after: Ints | None = None,
 ) -> Tensor:
     r"""Low-pass `x` and keep every `stride`-th sample of each axis.
 
-    $y[i] = \sum_n h_n\, x[i s + n - b]$ in each axis, `b` being `before`.
+    $y[i] = \sum_n h_n\, x[i s + n - b]$ in each axis, `b` being `before`. Maps that are not of
+    numbers to be averaged (integers, booleans) are subsampled alone.
 
     Args:
-        x: `(N, C, *spatial)`.
+        x: `(N, C, *spatial)`, or one image, `(C, *spatial)`.
         kernel: The outer product of `taps`, `(1, 1, *lengths)`, any float dtype.
         taps: One filter an axis.
         stride: One stride an axis.
         padding_mode: `"reflect"`, `"replicate"`, `"zeros"` or `"circular"`; where the map is
             too small for it, the border falls back to the nearest sample.
-        before: Samples that the first window reaches to the left of the map, one an axis;
-            `(length - 1) // 2` by default, which keeps the grid of an odd filter.
-        size: Output size, one an axis; `ceil(size / stride)` by default.
+        before: The border (px) on the left, one an axis; `(length - 1) // 2` by default, which
+            keeps the grid of an odd filter. A negative one is cropped.
+        after: The border on the right; by default the rest of `length - 1`, which makes the output
+            `ceil(size / stride)`.
 
     Returns:
-        `(N, C, *size)`, dtype and memory format of `x`.
+        `(N, C, *size)` of `floor((size + before + after - length) / stride) + 1` samples an axis,
+        dtype and memory format of `x`.
+
+    Raises:
+        InputError: `x` has another number of axes.
     """
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return plain_blur(x, kernel, stride, padding_mode, before, size)
-    return _blur(x, kernel, taps, stride, padding_mode, before, size)
+    axes = len(stride)
+    if x.ndim != axes + 1 and x.ndim != axes + 2:
+        raise InputError(
+            f"blur over {axes} spatial axes needs {axes + 2} axes in all, or {axes + 1} of one "
+            f"image, got {x.ndim}. Give maps of that shape."
+        )
+    maps = x if x.ndim == axes + 2 else x.unsqueeze(0)
+    if not (x.is_floating_point() or x.is_complex()):
+        y = subsample(maps, stride)
+    elif torch.jit.is_scripting():  # type: ignore[attr-defined]
+        y = plain_blur(maps, kernel, stride, padding_mode, before, after)
+    else:
+        y = _blur(maps, kernel, taps, stride, padding_mode, before, after)
+    return y if x.ndim == axes + 2 else y.squeeze(0)
 
 
 def _blur(
     x: Tensor,
     kernel: Tensor,
     taps: Sequence[Taps],
-    stride: Sequence[int],
+    stride: Ints,
     padding_mode: str,
-    before: Sequence[int] | None,
-    size: Sequence[int] | None,
+    before: Ints | None,
+    after: Ints | None,
 ) -> Tensor:
     """Blur in the fastest form for `x`."""
-    if x.ndim != len(taps) + 2:
-        raise InputError(
-            f"blur over {len(taps)} spatial axes needs {len(taps) + 2} axes in all, got shape "
-            f"{tuple(x.shape)}. Add the batch axis: x.unsqueeze(0)."
-        )
     if before is None:
         before = [(len(t) - 1) // 2 for t in taps]
-    whole = size is None
-    if size is None:
-        size = [-(-n // s) for n, s in zip(x.shape[2:], stride, strict=True)]
-    axes = tuple(
-        Axis(t, s, b, n, m, padding_mode, whole)
-        for t, s, b, n, m in zip(taps, stride, before, x.shape[2:], size, strict=True)
-    )
-    if all(a.taps == (1.0,) and a.before == 0 and a.after <= 0 for a in axes):
-        return _subsample(x, axes)
+    if after is None:
+        after = [len(t) - 1 - b for t, b in zip(taps, before, strict=True)]
+    if all(t == (1.0,) for t in taps) and not any(before) and max(after) <= 0:
+        return _subsample(x, stride, after)
     if not _in_eager_cpu_float(x) or kernel.requires_grad or x.numel() < _PAYS_FROM:
-        return pad_and_convolve(x, kernel, axes)
+        return plain_blur(x, kernel, stride, padding_mode, before, after)
+    axes = tuple(
+        Axis(t, s, b, a, n, padding_mode)
+        for t, s, b, a, n in zip(taps, stride, before, after, x.shape[2:], strict=True)
+    )
     slices = _slices_pay(axes)
     if _needs_gradient(x) and _own_gradient_pays(axes):
         return blur_with_gradient(x, kernel, axes, slices)
     if _needs_gradient(x) or not slices:
-        return pad_and_convolve(x, kernel, axes)
+        return convolve(x, kernel, axes)
     return blur_slices(x, axes)
 
 
@@ -147,6 +159,7 @@ def _in_eager_cpu_float(x: Tensor) -> bool:
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and forward_ad.unpack_dual(x).tangent is None
     )
 
 
@@ -165,13 +178,12 @@ def _own_gradient_pays(axes: Sequence[Axis]) -> bool:
     return folds(axes) and axes[0].mode != "zeros" and all(0 < a.before <= a.stride for a in axes)
 
 
-def _subsample(x: Tensor, axes: Sequence[Axis]) -> Tensor:
-    """Keep every `stride`-th sample: the blur of one tap."""
-    if all(a.is_plain for a in axes):
+def _subsample(x: Tensor, stride: Ints, after: Ints) -> Tensor:
+    """Keep every `stride`-th sample but those that `after` crops: the blur of one tap."""
+    if not any(after) and all(s == 1 for s in stride):
         return x
     memory_format = memory_format_of(x)
-    for dim, a in enumerate(axes, start=2):
-        x = x[(slice(None),) * dim + (slice(0, (a.size - 1) * a.stride + 1, a.stride),)]
+    x = subsample(pad_axes(x, pairs([0] * len(after), after), "constant"), stride)
     return x.contiguous(memory_format=memory_format)
 
 
@@ -189,7 +201,7 @@ def dense_max_pool(
     `ceil_mode` says, so that subsampling it gives the original's shape and values.
 
     Args:
-        x: `(N, C, *spatial)`.
+        x: `(N, C, *spatial)`, or one image, `(C, *spatial)`.
         kernel_size: Window, one an axis; so are `stride`, `padding` and `dilation`.
         stride: The stride of the pool that this one makes dense.
         padding: Border of -inf on both sides.
@@ -199,10 +211,26 @@ def dense_max_pool(
     Returns:
         `(N, C, *dense)`.
     """
-    after = reach_of_pool(x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
-    if reaches_beyond(after, padding):
-        x = pad_axes(x, pairs(padding, after), "constant", -torch.inf)
-        padding = [0] * len(kernel_size)
+    after = border_of_pool(x, kernel_size, stride, padding, dilation, ceil_mode)
+    cut = [0] * len(kernel_size)
+    for i, a in enumerate(after):
+        cut[i] = a - padding[i]
+    if max(cut) > 0:
+        if max(dilation) == 1 and all([2 * a < k for a, k in zip(after, kernel_size)]):  # noqa: B905, C419
+            padding = after  # on both sides, which spares a padded copy; then the left is cut
+        else:
+            x = pad_axes(x, pairs(padding, after), "constant", lowest(x))
+            padding, cut = [0] * len(cut), [0] * len(cut)
+    y = _max_pool(x, kernel_size, padding, dilation)
+    for i, width in enumerate(cut):
+        if width > 0:
+            dim = y.ndim - len(cut) + i
+            y = y.narrow(dim, width, y.shape[dim] - width)
+    return y
+
+
+def _max_pool(x: Tensor, kernel_size: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    """Max-pool at stride 1, in the fastest form for `x`."""
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         if _in_eager_cpu_float(x) and _max_slices_pay(x, kernel_size, padding, dilation):
             form = max_slices_with_gradient if _needs_gradient(x) else max_slices
@@ -226,7 +254,7 @@ def by_image(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     if not _in_eager_cpu_float(x) or _needs_gradient(x):
         return function(x)
-    if len(x) == 1 or x[0].numel() < _LARGE_IMAGE:
+    if len(x) <= 1 or x[0].numel() < _LARGE_IMAGE:
         return function(x)
     first = function(x[:1])
     shape = (len(x), *first.shape[1:])

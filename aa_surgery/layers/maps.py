@@ -12,7 +12,7 @@ from torch import Tensor
 from aa_surgery.filters import Filter
 from aa_surgery.layers import functional as AF
 from aa_surgery.layers.pools import BlurPool
-from aa_surgery.layers.windows import Ints, pooled_sizes
+from aa_surgery.layers.windows import Ints, extra_places
 
 __all__ = ["AverageBlurPool", "BlurMaps", "dense_space_to_depth"]
 
@@ -70,6 +70,12 @@ class AverageBlurPool(BlurPool):
             -math.ceil((k - 1) / 2 - p - (len(t) - 1) / 2 - 0.5)
             for k, p, t in zip(self.kernel_size, self.padding, self.taps, strict=True)
         )
+        self.after = tuple(
+            extra_places(k, s, p, ceil_mode) + len(t) - 1 - b
+            for k, s, p, t, b in zip(
+                self.kernel_size, self.stride, self.padding, self.taps, self.before, strict=True
+            )
+        )
         self.averages = False
         self.average_share: Tensor
         # there at every strength, since EMA copies pair buffers by their order
@@ -97,10 +103,9 @@ class AverageBlurPool(BlurPool):
 
         The arguments are those of the average, whose share is in the output below strength 1.
         """
-        size = pooled_sizes(
-            x.shape[2:], self.kernel_size, self.stride, self.padding, self.ceil_mode
+        y = AF.blur(
+            x, self.kernel, self.taps, self.stride, self.padding_mode, self.before, self.after
         )
-        y = AF.blur(x, self.kernel, self.taps, self.stride, self.padding_mode, self.before, size)
         if not self.averages:
             return y
         average = _average(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aa_surgery.layers.windows import Ints
+from aa_surgery.layers.windows import Ints, known_sizes
 
-__all__ = ["PADDING_MODES", "PaddingMode", "pad_axes", "pad_to", "source_index"]
+__all__ = ["PADDING_MODES", "PaddingMode", "lowest", "pad_axes", "pad_to", "source_index"]
 
 PaddingMode = Literal["reflect", "replicate", "zeros", "circular"]
 PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
@@ -21,33 +22,43 @@ def pad_to(x: Tensor, before: Ints, after: Ints, mode: str) -> Tensor:
     A mirrored border longer than the map can give (its size less one) is completed by repeating the
     outermost sample; a circular one goes around as often as needed. So no map is too small.
     """
-    given: list[int] = []
-    rest: list[int] = []
+    pads: list[int] = []
     crop: list[int] = []
-    for i, n in enumerate(x.shape[2:]):
-        around = mode == "circular" and (before[i] > n or after[i] > n)
-        if around:
-            x = _turned(x, i + 2, max(before[i], 0), max(after[i], 0))
-        for wanted in [before[i], after[i]]:
-            border = 0 if around else max(wanted, 0)
-            made = _given(border, n, mode)
-            given.append(made)
-            rest.append(border - made)
-            crop.append(min(wanted, 0))
-    x = pad_axes(x, given, "constant" if mode == "zeros" else mode)
-    x = pad_axes(x, rest, "replicate")
+    for i, n in enumerate(known_sizes(x, len(before))):
+        if _fits(max(before[i], after[i]), n, mode):
+            pads += [max(before[i], 0), max(after[i], 0)]
+        else:
+            dim = x.ndim - len(before) + i
+            x = _extended(x, dim, max(before[i], 0), max(after[i], 0), mode)
+            pads += [0, 0]
+        crop += [min(before[i], 0), min(after[i], 0)]
+    x = pad_axes(x, pads, "constant" if mode == "zeros" else mode)
     # last, because the border of one side may repeat what is cropped on the other
     return pad_axes(x, crop, "constant")
 
 
 def pad_axes(x: Tensor, pads: Ints, mode: str, value: float | None = None) -> Tensor:
     """Call `F.pad` with pads in the order of the axes, `(before, after)` each."""
-    if not any(pads):
+    if _are_zero(pads):
         return x
     reversed_pads: list[int] = []
     for i in range(len(pads) - 2, -1, -2):
         reversed_pads += [pads[i], pads[i + 1]]
     return F.pad(x, reversed_pads, mode=mode, value=value)
+
+
+def _are_zero(pads: Ints) -> bool:
+    """Whether nothing is padded; of a size that a graph leaves open, that is not asked."""
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return not any(pads)
+    return all(isinstance(pad, int) and pad == 0 for pad in pads)
+
+
+def lowest(x: Tensor) -> float:
+    """Return what no sample of `x` is below: the border of a maximum."""
+    if torch.jit.is_scripting() or x.is_floating_point():  # type: ignore[attr-defined]
+        return -torch.inf
+    return torch.iinfo(x.dtype).min
 
 
 def source_index(i: int, size: int, mode: str) -> int | None:
@@ -67,20 +78,20 @@ def source_index(i: int, size: int, mode: str) -> int | None:
     return steps if i < 0 else size - 1 - steps
 
 
-def _turned(x: Tensor, dim: int, before: int, after: int) -> Tensor:
-    """Extend an axis circularly by more than its size."""
+def _fits(border: int, size: int, mode: str) -> bool:
+    """Whether torch can make that border for an axis of `size` samples."""
+    if mode == "reflect":
+        return border < size
+    return mode != "circular" or border <= size
+
+
+def _extended(x: Tensor, dim: int, before: int, after: int, mode: str) -> Tensor:
+    """Extend an axis by more than torch's own padding can; exact for every size, in a trace too."""
     size = x.shape[dim]
-    turns = [1] * x.ndim
-    left = -(-before // size)
-    turns[dim] = left + 1 - (-after // size)
-    return x.repeat(turns).narrow(dim, left * size - before, before + size + after)
-
-
-def _given(border: int, size: int, mode: str) -> int:
-    """Return how much of `border` `mode` can make for an axis of `size` samples.
-
-    Comparisons, not `min`: of a symbolic size they leave a bound behind, not an expression.
-    """
-    if mode == "reflect" and border >= size:
-        return size - 1
-    return border
+    index = torch.arange(-before, size + after, device=x.device)
+    if mode == "circular":
+        index = index % size
+    else:
+        index = torch.where(index < 0, torch.clamp(-index, max=size - 1), index)
+        index = torch.where(index < size, index, torch.clamp(2 * (size - 1) - index, min=0))
+    return x.index_select(dim, index)

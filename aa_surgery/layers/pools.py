@@ -95,7 +95,8 @@ class BlurPool(Downsample):
 
     def _blurred(self, x: Tensor) -> Tensor:
         if self.channels_last:
-            return self._blurred_channels_first(x.movedim(-1, 1)).movedim(1, -1)
+            inner = len(self.stride) + 1
+            return self._blurred_channels_first(x.movedim(-1, -inner)).movedim(-inner, -1)
         return self._blurred_channels_first(x)
 
     def _blurred_channels_first(self, x: Tensor) -> Tensor:

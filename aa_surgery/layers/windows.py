@@ -6,11 +6,25 @@ that `torch.jit.script` reads, so that one writing serves both.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from aa_surgery.errors import InputError
 
-__all__ = ["Ints", "pairs", "pooled_size", "pooled_sizes", "reach_of_pool", "reaches_beyond"]
+__all__ = [
+    "Ints",
+    "at_least",
+    "border_of_pool",
+    "channels_of",
+    "extra_places",
+    "known_sizes",
+    "pairs",
+    "pooled_size",
+    "pooled_sizes",
+]
 
 if TYPE_CHECKING:
     Ints = list[int] | tuple[int, ...]
@@ -37,44 +51,81 @@ def pooled_sizes(
     return sizes
 
 
-def reach_of_pool(
-    spatial: Ints,
-    kernel_size: Ints,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    ceil_mode: bool,
+def border_of_pool(
+    x: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool
 ) -> list[int]:
-    """Return the right border, one an axis, that the last window of the strided pool needs.
+    """Return the right border, one an axis, with which a pool of stride 1 reaches far enough.
+
+    Every `stride`-th of its windows is one of the strided pool's, and no more of them are. That
+    takes the same border for a map of every size: with `ceil_mode`, a stride less one more than
+    the padding, but no window that would lie behind the map.
 
     Raises:
         InputError: The map has another number of axes, or is smaller than the window.
     """
-    if len(spatial) != len(kernel_size):
+    axes = len(kernel_size)
+    if x.ndim != axes + 1 and x.ndim != axes + 2:
         raise InputError(
-            f"pool over {len(kernel_size)} spatial axes needs {len(kernel_size) + 2} axes in all, "
-            f"got {len(spatial) + 2}. Add the batch axis: x.unsqueeze(0)."
+            f"pool over {axes} spatial axes needs {axes + 2} axes in all, or {axes + 1} of one "
+            f"image, got {x.ndim}. Give maps of that shape."
         )
     after: list[int] = []
-    for i, n in enumerate(spatial):
-        s, p = stride[i], padding[i]
+    for i, n in enumerate(known_sizes(x, axes)):
         span = dilation[i] * (kernel_size[i] - 1) + 1
-        windows = pooled_size(n, span, s, p, ceil_mode)
-        if windows < 1:
+        places = extra_places(span, stride[i], padding[i], ceil_mode)
+        after.append(places + span - 1 - padding[i])
+        if n + padding[i] + after[i] < span:
             raise InputError(
-                f"pool of {span} samples on a map of {n} with padding {p}: the map is too small. "
-                "Give the model a larger input."
+                f"pool of {span} samples on a map of {n} with padding {padding[i]}: the map is too "
+                "small. Give the model a larger input."
             )
-        after.append(max(p, (windows - 1) * s + span - p - n))
     return after
 
 
-def reaches_beyond(after: Ints, padding: Ints) -> bool:
-    """Whether the last window needs a wider border than the padding."""
-    for i, a in enumerate(after):
-        if a > padding[i]:
-            return True
-    return False
+def extra_places(span: int, stride: int, padding: int, ceil_mode: bool) -> int:
+    """Return at how many more places than an axis has samples a pool's window may begin.
+
+    The windows begin at every `stride`-th of those places, for a map of every size. The first lies
+    `padding` before the map; with `ceil_mode` the last is the last sample's, at most.
+    """
+    if ceil_mode:
+        return min(2 * padding + stride - span, padding)
+    return 2 * padding + 1 - span
+
+
+def at_least(number: int, bound: int) -> int:
+    """Return the larger of two numbers, of which the first may depend on an open size."""
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return max(number, bound)
+    if isinstance(number, Tensor):  # as sizes are while `torch.jit.trace` runs
+        return number.clamp(min=bound)
+    larger: int = torch.sym_max(number, bound)  # type: ignore[assignment]
+    return larger
+
+
+def known_sizes(x: Tensor, axes: int) -> Ints:
+    """Return the sizes of the last `axes` axes, to decide on.
+
+    While `torch.jit.trace` runs, sizes are tensors, and a decision on one warns that it may not
+    hold for others; here they are numbers. What is decided on them must hold for others.
+    """
+    if torch.jit.is_scripting() or not torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return x.shape[-axes:]
+    return _numbers(x.shape[-axes:])
+
+
+def channels_of(x: Tensor) -> int:
+    """Return the number of channels of `(N, C, *spatial)`, which a trace may keep."""
+    if torch.jit.is_scripting() or not torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return x.shape[1]
+    return _numbers(x.shape[1:2])[0]
+
+
+@torch.jit.unused
+def _numbers(sizes: Ints) -> list[int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [int(n) for n in sizes]
 
 
 def pairs(before: Ints, after: Ints) -> list[int]:

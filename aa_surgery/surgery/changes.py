@@ -13,6 +13,7 @@ from torch import nn
 from aa_surgery.layers.calls import AVG_CALLS, CONV_CALLS, MAX_CALLS, ResizeCall
 from aa_surgery.layers.downsample import Downsample
 from aa_surgery.layers.maps import AverageBlurPool, BlurMaps
+from aa_surgery.layers.resize import BlurBeforeResize
 from aa_surgery.rules import Edit
 from aa_surgery.sites import Anchor, Site
 from aa_surgery.sites.windows import takes_tokens
@@ -215,6 +216,8 @@ def _layer(edit: Edit, like: Like) -> Downsample:
         keywords["channels"] = edit.channels
     if edit.leader:
         keywords["leads"] = False
+    if method.name == "blur" and edit.site.op == "interpolate":
+        return BlurBeforeResize(**keywords)
     maps = method.name == "blur" and edit.site.dims
     return BlurMaps(**keywords) if maps else method.layer(**keywords)
 

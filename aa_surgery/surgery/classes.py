@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 from torch.fx.graph_module import _forward_from_src
 
+from aa_surgery.layers.pools import BlurPool
 from aa_surgery.surgery.ops import OPS
 from aa_surgery.surgery.source import Rewritten, made
 
@@ -77,6 +78,28 @@ def _rebuild(host: Any, recipe: Recipe, *args: Any) -> nn.Module:
     return rebuilt
 
 
+class _OfClass(str):
+    """The `__module__` of a class, which its instances do not have.
+
+    Exported graphs and hosts name a layer by its class, which is `torch.nn`'s for them. Tracers of
+    `torch.fx` ask the instance, and take what is `torch.nn`'s as one op, that has no other in it;
+    they see the host's op and the blur where they look inside (FX quantisation).
+    """
+
+    __slots__ = ()
+
+    def __get__(self, instance: Any, owner: Any = None) -> str:
+        if instance is None or not all(map(_reads_in_graphs, instance.children())):
+            return str(self)
+        return __name__
+
+
+def _reads_in_graphs(layer: nn.Module) -> bool:
+    """Whether a symbolic trace can run a layer's forward: it asks nothing of a map's shape."""
+    layers = layer.children() if isinstance(layer, nn.Sequential) else (layer,)
+    return all(isinstance(each, BlurPool) for each in layers)
+
+
 @cache
 def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
     """Return the subclass of `host` that does what `recipe` says."""
@@ -91,7 +114,9 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
         methods[name] = _named(_calling(inner, _WRAPPED), name)
     methods.update({method: partialmethod(_rebuild_blurred, method) for method in recipe.guarded})
     about = {
-        "__module__": host.__module__,
+        "__module__": _OfClass(host.__module__),
+        # exported graphs name a layer by this, and quantisers look for "torch.nn...conv.Conv2d"
+        "__qualname__": host.__qualname__,
         "__doc__": host.__doc__,
         # TorchScript reads the annotations of attributes, and the mixin's would hide the host's
         "__annotations__": dict(getattr(host, "__annotations__", {})),

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from aa_surgery.layers import functional as AF
 from aa_surgery.layers import resize
-from aa_surgery.layers.padding import pad_axes, pad_to
-from aa_surgery.layers.windows import Ints, pooled_sizes
+from aa_surgery.layers.padding import lowest, pad_axes, pad_to
+from aa_surgery.layers.windows import Ints, at_least, pooled_sizes
 
 __all__ = ["OPS"]
 
@@ -26,7 +26,7 @@ def _conv(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     padding, stride = self.aa_op["padding"], self.aa_op["stride"]
     if "circular" in self.aa_op:
         spans = _spans(self.kernel_size, self.dilation)
-        sizes = pooled_sizes(input.shape[2:], spans, self.stride, padding, False)
+        sizes = pooled_sizes(input.shape[-len(spans) :], spans, self.stride, padding, False)
         input = _wrapped(input, spans, self.stride, stride, padding, sizes)
         none = [0] * len(spans)
         return _convolve(input, weight, bias, stride, none, self.dilation, self.groups)
@@ -41,16 +41,14 @@ def _same_conv(self: Any, x: Tensor) -> Tensor:
     before: list[int] = []
     sizes: list[int] = []
     pads: list[int] = []
-    for i, n in enumerate(x.shape[2:]):
-        reach = ((n - 1) // self.stride[i]) * self.stride[i] + self.dilation[i] * (
-            self.weight.shape[i + 2] - 1
-        )
-        pad = max(reach + 1 - n, 0)
+    spans = _spans(self.kernel_size, self.dilation)
+    for i, n in enumerate(x.shape[-len(spans) :]):
+        # the last window begins `(n - 1) % stride` before the last sample
+        pad = at_least(spans[i] - 1 - (n - 1) % self.stride[i], 0)
         before.append(pad // 2)
         sizes.append((n - 1) // self.stride[i] + 1)
         pads += [pad // 2, pad - pad // 2]
     if "circular" in self.aa_op:
-        spans = _spans(self.kernel_size, self.dilation)
         x = _wrapped(x, spans, self.stride, stride, before, sizes)
     else:
         x = pad_axes(x, pads, "constant")
@@ -68,7 +66,7 @@ def _spans(kernel: Ints, dilation: Ints) -> list[int]:
 def _wrapped(x: Tensor, spans: Ints, stride: Ints, step: Ints, before: Ints, sizes: Ints) -> Tensor:
     """Extend a map around its border, for `stride / step` as many windows as `sizes` says."""
     after: list[int] = []
-    for i, n in enumerate(x.shape[2:]):
+    for i, n in enumerate(x.shape[-len(spans) :]):
         windows = sizes[i] * stride[i] // step[i]
         after.append((windows - 1) * step[i] + spans[i] - before[i] - n)
     return pad_to(x, before, after, "circular")
@@ -117,13 +115,15 @@ def small_max_pool(
 
     Where that leaves fewer samples than the original pool gives, the map is extended by -inf.
     """
-    sizes = pooled_sizes(x.shape[2:], kernel, stride, padding, ceil_mode)
+    axes = len(small)
+    sizes = pooled_sizes(x.shape[-axes:], kernel, stride, padding, ceil_mode)
     pads: list[int] = []
-    for i, n in enumerate(x.shape[2:]):
-        pads += [0, max(0, (sizes[i] - 1) * stride[i] + 1 - (n - small[i] + 1))]
-    x = pad_axes(x, pads, "constant", -torch.inf)
-    ones = [1] * len(small)
-    return AF.dense_max_pool(x, small, ones, [0] * len(small), ones)
+    for i, n in enumerate(x.shape[-axes:]):
+        missing = (sizes[i] - 1) * stride[i] + small[i] - n
+        pads += [0, at_least(missing, 0)]
+    x = pad_axes(x, pads, "constant", lowest(x))
+    ones = [1] * axes
+    return AF.dense_max_pool(x, small, ones, [0] * axes, ones)
 
 
 def _avg_pool(self: Any, input: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def _circular_avg_pool(self: Any, input: Tensor) -> Tensor:
 def _pool_wrapped(self: Any, x: Tensor) -> Tensor:
     padding, stride, dilation = self.aa_op["padding"], self.aa_op["stride"], self.aa_op["dilation"]
     reach = _spans(self.aa_op["kernel"], dilation)
-    sizes = pooled_sizes(x.shape[2:], reach, stride, padding, self.ceil_mode)
+    sizes = pooled_sizes(x.shape[-len(reach) :], reach, stride, padding, self.ceil_mode)
     spans = _spans(self.aa_op["window"], dilation)
     return _wrapped(x, spans, stride, self.aa_op["step"], self.aa_op["before"], sizes)
 

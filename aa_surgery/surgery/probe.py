@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from aa_surgery.errors import MethodError
 from aa_surgery.evaluation.running import device_of, evaluating
-from aa_surgery.layers.downsample import Downsample, subsample
+from aa_surgery.layers.downsample import Downsample
+from aa_surgery.layers.plain import subsample
 from aa_surgery.rules import Edit, Left
 from aa_surgery.surgery.changes import changes_of
 from aa_surgery.surgery.operate import commit, prepare, undo
