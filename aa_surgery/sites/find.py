@@ -138,7 +138,7 @@ def _with_surroundings(site: Site, spot: Spot, flow: Flow) -> Site:
         nodes = flow.graphs[spot.path].nodes
         spot = Spot(spot.path, next(n for n in nodes if n.name == site.merged))
         through = ("norm", "linear")
-    follows, linear, activation = flow.after_op(spot, through)
+    follows, linear, activation = flow.after_op(spot, through, bool(site.merged))
     if has_two_forms(flow.modules[site.scope]):
         activation = None
     if site.merged and not follows:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from aa_surgery.sites.kinds import each_axis, pads_to_same
+from aa_surgery.sites.kinds import each_axis, is_torch_forward, pads_to_same
 
 __all__ = ["plain_forward", "read_conv_like", "read_module", "read_resize"]
 
@@ -49,10 +49,9 @@ def plain_forward(module: nn.Module) -> bool:
     """Tell whether the module computes what its `torch.nn` class computes, padding aside."""
     if pads_to_same(module):
         return True
-    cls = type(module)
-    if not (cls.forward.__module__ or "").startswith("torch.nn.modules"):
+    if not is_torch_forward(module):
         return False
-    inner = getattr(cls, "_conv_forward", None)
+    inner = getattr(type(module), "_conv_forward", None)
     return inner is None or inner.__module__.startswith("torch.nn.modules")
 
 
@@ -64,7 +63,7 @@ def _read_conv(conv: Any) -> dict[str, Any] | None:
     padding = (0,) * ndim if isinstance(conv.padding, str) else each_axis(conv.padding, ndim)
     return dict(
         op="conv",
-        kernel=tuple(conv.kernel_size),
+        kernel=each_axis(conv.kernel_size, ndim) or (),
         stride=stride,
         padding=padding or (0,) * ndim,
         dilation=each_axis(conv.dilation, ndim) or (1,) * ndim,
