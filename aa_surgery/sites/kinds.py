@@ -23,6 +23,7 @@ __all__ = [
     "each_axis",
     "has_two_forms",
     "is_container",
+    "is_einops_module",
     "is_getitem",
     "is_size_read",
     "is_torch_forward",
@@ -118,6 +119,14 @@ def has_two_forms(module: nn.Module) -> bool:
     return hasattr(module, "reparameterize") or hasattr(module, "switch_to_deploy")
 
 
+def is_einops_module(module: nn.Module) -> bool:
+    """Tell whether the module is a layer of einops, whose forward reads its pattern as it runs."""
+    return type(module).__module__ in _EINOPS and isinstance(getattr(module, "pattern", 0), str)
+
+
+_EINOPS = ("einops.layers.torch", "einops.layers._einmix")
+
+
 def is_torch_forward(module: nn.Module) -> bool:
     """Tell whether the class computes what a class of `torch.nn` computes."""
     return (type(module).forward.__module__ or "").startswith("torch.nn.modules")
@@ -125,7 +134,7 @@ def is_torch_forward(module: nn.Module) -> bool:
 
 def own_forward(module: nn.Module) -> bool:
     """Tell whether the class brings a forward of its own: not one of `torch.nn`, nor one known."""
-    return not is_torch_forward(module) and not pads_to_same(module)
+    return not (is_torch_forward(module) or pads_to_same(module) or is_einops_module(module))
 
 
 # forwards that only pad before they convolve: to ceil(n / stride) samples, as TensorFlow does

@@ -99,7 +99,7 @@ def _widths(module: nn.Module) -> list[int]:
         for name, value in vars(part).items()
         if type(value) is int and 1 < value <= 4096 and name[0] != "_"
     ]
-    return [*dict.fromkeys(found)][:4] + [_WIDTH]
+    return [*list(dict.fromkeys(found))[:4], _WIDTH]
 
 
 def _copy(module: nn.Module) -> Any:
