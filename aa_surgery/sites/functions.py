@@ -43,7 +43,7 @@ def read_node(spot: Spot, flow: Flow) -> dict[str, Any] | None:
         return origin(flow, Spot(spot.path, value))
 
     if node.op == "call_method" or node.target is torch.reshape:
-        found = read_merge(node) or read_phase_pool(node) or read_window(node)
+        found = read_merge(node, ask) or read_phase_pool(node) or read_window(node, ask)
         if found is not None:
             return None if is_put_back(spot, flow) else found
     if node.op not in ("call_method", "call_function"):
@@ -58,13 +58,11 @@ def read_node(spot: Spot, flow: Flow) -> dict[str, Any] | None:
 
 
 def _read_conv(args: dict[str, Any], ndim: int, spot: Spot, flow: Flow) -> dict[str, Any] | None:
-    stride = each_axis(args.get("stride", 1), ndim)
     if args.get("transposed"):
         return None
+    given = args.get("stride", 1)
     weight = _tensor_behind(args["weight"], flow.modules[spot.path])
-    if ndim == 0 and weight is not None:
-        ndim = weight.ndim - 2
-        stride = each_axis(args.get("stride", 1), ndim)
+    stride = each_axis(given, ndim or (len(given) if isinstance(given, (list, tuple)) else 1))
     if stride is None:
         return dict(op="conv", problem=_AT_RUN_TIME.format("stride"))
     if max(stride) == 1:

@@ -18,7 +18,7 @@ from aa_surgery.sites.origin import origin
 from aa_surgery.sites.roles import role_of_function, role_of_module
 from aa_surgery.sites.sizes import Length, axes_read, read_length
 
-__all__ = ["is_global_pool"]
+__all__ = ["is_global_pool", "whole_map"]
 
 _MAX_STEPS = 10
 

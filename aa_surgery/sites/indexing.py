@@ -6,15 +6,15 @@ A step along one axis samples a map where that axis is surely spatial. Of the fe
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload, OpOverloadPacket
 
 from aa_surgery.sites.kinds import is_getitem, whole_number
 from aa_surgery.sites.merging import slice_merge, sliced_steps
-from aa_surgery.sites.origin import Origin
+from aa_surgery.sites.origin import Ask
 
 __all__ = ["read_index"]
 
@@ -31,8 +31,6 @@ _WHERE = (
     "x[:, :, ::2], or blur in front of it with aa_surgery.layers.BlurPool2d(stride=1)"
 )
 
-Ask = Callable[[fx.Node], Origin]
-
 
 def read_index(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     """Return the fields of the `Site` that an index into a map is, or None.
@@ -43,7 +41,13 @@ def read_index(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     """
     if is_getitem(node):
         return _read_getitem(node, ask)
-    name = str(getattr(node.target, "__name__", node.target))
+    name = _name(node)
+    if name == "slice":  # ATen's
+        args = dict(zip(("input", "dim", "start", "end", "step"), node.args, strict=False))
+        args |= node.kwargs
+        dim, step = whole_number(args.get("dim", 0)), whole_number(args.get("step", 1)) or 1
+        source = args["input"]
+        return None if dim is None or step == 1 else _one_axis(source, dim, step, ask)
     if name in _PICKS and _is_torch(node):
         names = _PICKS[name]
         args = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
@@ -55,8 +59,16 @@ def read_index(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     return None
 
 
+def _name(node: fx.Node) -> str:
+    if isinstance(node.target, (OpOverload, OpOverloadPacket)):
+        return str(node.target).split(".")[1]
+    return str(getattr(node.target, "__name__", node.target))
+
+
 def _is_torch(node: fx.Node) -> bool:
-    return node.op == "call_method" or getattr(torch, node.target.__name__, 0) is node.target  # type: ignore[union-attr]
+    if node.op == "call_method" or isinstance(node.target, (OpOverload, OpOverloadPacket)):
+        return True
+    return getattr(torch, _name(node), None) is node.target
 
 
 def _read_getitem(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
@@ -131,7 +143,7 @@ def _read_picked_rows(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     if not places or Ellipsis in items[: places[0]] or places[0] < 2:
         return None
     item: Any = items[places[0]]
-    if isinstance(item, fx.Node) and item.target is not torch.arange:
+    if isinstance(item, fx.Node) and item.target is not torch.arange and item.op != "get_attr":
         return None  # a number, most likely
     source: Any = node.args[0]
     return _read_pick(source, places[0], item, ask)

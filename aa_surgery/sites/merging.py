@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from aa_surgery.sites.origin import Ask
 from aa_surgery.sites.sizes import groups
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "shape_arguments",
     "slice_merge",
     "sliced_steps",
+    "spatial_fields",
 ]
 
 
@@ -52,6 +54,11 @@ class ReshapeMerge:
     rank: int
     order: tuple[int, ...]
     joined: tuple[int, int]
+
+    @property
+    def joins(self) -> tuple[int, ...]:
+        """What becomes one axis, as in `order`."""
+        return self.order[self.joined[0] : self.joined[1] + 1]
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,8 @@ def _joins(node: fx.Node, inner: list[int], sizes: list[Any], factors: tuple[int
     if node.target in ("flatten", torch.flatten):
         given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
         end = given.get("end_dim", -1)
-        return given.get("start_dim", 0) == inner[0] and end in (inner[-1], inner[-1] - len(sizes))
+        behind = end in (inner[-1], inner[-1] - len(sizes))
+        return behind and bool(given.get("start_dim", 0) == inner[0])
     if node.target not in ("reshape", "view", torch.reshape):
         return False
     shape = shape_arguments(node)
@@ -141,21 +149,32 @@ def _joins(node: fx.Node, inner: list[int], sizes: list[Any], factors: tuple[int
     return not {s for s in shape if isinstance(s, int)} & {*factors, window}
 
 
-def read_merge(node: fx.Node) -> dict[str, Any] | None:
+def read_merge(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     """Read space-to-depth: split each axis by `k`, permute, merge the phases into the channels."""
     if not is_view(node):
         return None
     merge = read_reshape_merge(node)
     if merge is None:
-        return _read_pooled_view(node)
+        return _read_pooled_view(node, ask)
+    channels_last = merge.rank - 1 not in merge.dims and merge.rank - 1 in merge.joins
     return dict(
         op="space_to_depth",
-        stride=merge.factors,
-        kernel=merge.factors,
-        dims=merge.dims,
-        channels_last=merge.dims[-1] < merge.rank - 1,
         merged=merge.nodes[-1].name,
+        **spatial_fields(merge.dims, merge.factors, merge.rank, channels_last),
     )
+
+
+def spatial_fields(
+    dims: tuple[int, ...], factors: tuple[int, ...], rank: int, channels_last: bool
+) -> dict[str, Any]:
+    """Return stride and axes of a site, those between the sampled ones and the last included.
+
+    A blur's axes are the last of the map, the channels' aside; one that is not sampled has step 1.
+    """
+    each = dict(zip(dims, factors, strict=True))
+    spatial = tuple(range(dims[0], rank - 1 if channels_last else rank))
+    stride = tuple(each.get(d, 1) for d in spatial)
+    return dict(kernel=stride, stride=stride, dims=spatial, channels_last=channels_last)
 
 
 def is_view(node: fx.Node) -> bool:
@@ -181,7 +200,7 @@ def _name(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def _read_pooled_view(node: fx.Node) -> dict[str, Any] | None:
+def _read_pooled_view(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     """Read a pool: `x.view(n, c, h // 2, 2, w // 2, 2).amax((3, 5))`, at once or an axis a call."""
     split = _split(node)
     if split is None:
@@ -202,19 +221,11 @@ def _read_pooled_view(node: fx.Node) -> dict[str, Any] | None:
         op, here = REDUCTIONS[_name(user)], _values_of(user)
     if set(reduced) != set(range(split.rank, split.rank + len(split.dims))):
         return None
-    first, last = split.dims[0], split.dims[-1]
-    factors = dict(zip(split.dims, split.factors, strict=True))
-    channels_last = last < split.rank - 1
-    dims_all = range(first, split.rank - 1 if channels_last else split.rank)
-    stride = tuple(factors.get(d, 1) for d in dims_all)
-    return dict(
-        op=op,
-        kernel=stride,
-        stride=stride,
-        dims=tuple(dims_all),
-        channels_last=channels_last,
-        opaque=VIEWED,
-    )
+    source: Any = node.args[0]
+    ends = split.rank - 1 in split.dims
+    channels_last = not ends and (split.dims[0] == 1 or ask(source).kind != "map")
+    fields = spatial_fields(split.dims, split.factors, split.rank, channels_last)
+    return dict(op=op, opaque=VIEWED, **fields)
 
 
 VIEWED = "it is written as views of the map, which have no dense form: blurred before them"

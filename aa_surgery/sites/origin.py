@@ -16,7 +16,7 @@ from aa_surgery.sites.kinds import ADAPTIVE, AVG_POOLS, CONVS, INTERPOLATE, MAX_
 from aa_surgery.sites.modules import type_dimension
 from aa_surgery.sites.roles import role_of_function, role_of_module
 
-__all__ = ["Origin", "origin"]
+__all__ = ["Ask", "Origin", "origin"]
 
 _MAX_STEPS = 24
 _POOLS = (
@@ -50,6 +50,9 @@ class Origin:
     axes: int = 0
     channels: int = 0
 
+
+Ask = Callable[[fx.Node], Origin]
+"""Tells where a value of the graph at hand comes from."""
 
 _UNKNOWN, _MOVED = Origin("unknown"), Origin("moved")
 

@@ -12,7 +12,15 @@ from torch import fx, nn
 
 from aa_surgery.sites.flow import Flow, Spot
 from aa_surgery.sites.kinds import whole_number
-from aa_surgery.sites.merging import VIEWED, is_view, only_user, reduced_axes, shape_arguments
+from aa_surgery.sites.merging import (
+    VIEWED,
+    is_view,
+    only_user,
+    reduced_axes,
+    shape_arguments,
+    spatial_fields,
+)
+from aa_surgery.sites.origin import Ask
 
 __all__ = ["is_put_back", "read_window"]
 
@@ -48,7 +56,7 @@ def _behind(node: fx.Node) -> Iterator[fx.Node]:
                 yield user
 
 
-def read_window(node: fx.Node) -> dict[str, Any] | None:
+def read_window(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     """Read `x.unfold(2, 2, 2).unfold(3, 2, 2)`, windows whose samples are reduced or joined.
 
     The first call of such a chain is the site; windows that stay tokens of an axis are none.
@@ -75,21 +83,16 @@ def read_window(node: fx.Node) -> dict[str, Any] | None:
     sampled = _windows_are_sampled(last, sizes)
     if sampled is False:
         return None
+    source: Any = node.args[0]
+    found = ask(source)
     dims = tuple(sorted(steps))
-    beside = dims == tuple(range(dims[0], dims[0] + len(dims))) and dims[0] in (1, 2)
-    if sampled is None or not beside:
-        return dict(
-            op="unfold", problem="cuts a map into windows, and what becomes of these is not known"
-        )
-    stride = tuple(steps[d] for d in dims)
-    return dict(
-        op="unfold",
-        kernel=stride,
-        stride=stride,
-        dims=dims,
-        channels_last=dims[0] == 1 and len(dims) == 2,
-        opaque=VIEWED,
-    )
+    rank = found.axes + 2 if found.kind == "map" and found.axes else dims[-1] + 1
+    plain = dims[0] > 1 and (found.kind == "map" or dims == (2, 3))
+    if sampled is None or not plain or dims[-1] >= rank:
+        problem = "cuts a map into windows, and what becomes of these is not known"
+        return dict(op="unfold", problem=problem)
+    fields = spatial_fields(dims, tuple(steps[d] for d in dims), rank, False)
+    return dict(op="unfold", opaque=VIEWED, **fields)
 
 
 def _is_unfold(value: Any) -> bool:

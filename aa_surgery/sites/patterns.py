@@ -45,7 +45,8 @@ def read_einops_call(node: fx.Node) -> dict[str, Any] | None:
         return None
     if not isinstance(arguments.pop("tensor", None), fx.Node):
         return None
-    return _fields(pattern, arguments, reduction)
+    # `rearrange` is a `reduce` of that name
+    return _fields(pattern, arguments, "" if reduction == "rearrange" else reduction)
 
 
 @dataclass(frozen=True)
