@@ -82,6 +82,9 @@ def _fields(pattern: str, lengths: Mapping[str, Any], reduction: str) -> dict[st
     op = _POOLS.get(reduction, "avg_pool") if reduction else "space_to_depth"
     ellipsis = any("..." in names for names in inputs[first : last + 1])
     unknown = ellipsis or None in factors.values()
+    problem = f"{pattern!r} splits axes by lengths that are known when it runs" if unknown else ""
+    if channels_last and first == last:
+        problem = "joins tokens of a sequence, whose neighbours in the map are not at hand"
     return dict(
         op=op,
         kernel=stride,
@@ -89,7 +92,7 @@ def _fields(pattern: str, lengths: Mapping[str, Any], reduction: str) -> dict[st
         dims=tuple(range(first, last + 1)),
         channels_last=channels_last,
         opaque=_REDUCES if reduction else "",
-        problem=f"{pattern!r} splits axes by lengths that are known when it runs" * unknown,
+        problem=problem,
     )
 
 
