@@ -61,9 +61,9 @@ OVER_THE_MAP = {
     "layer norm of the map": lambda: nn.LayerNorm([4, 8, 8]),
     "layer norm of rows": lambda: nn.LayerNorm(8),
     "gated along rows": lambda: nn.GLU(-1),
-    "timm's evo norm": lambda: tl.EvoNorm2dS0(4),
+    "timm's evo norm": lambda: tl.EvoNorm2dS0(4, groups=2),
     "timm's group norm": lambda: tl.GroupNormAct(4, 2),
-    "timm's global response": lambda: tl.GlobalResponseNorm(4, channels_last=False),
+    "timm's filter response": lambda: tl.FilterResponseNormAct2d(4),
 }
 
 

@@ -78,8 +78,14 @@ class Flow:
         return _child(self.modules[spot.path], spot.node)
 
     def given(self, module: nn.Module) -> Given:
-        """Return the arguments that the callers of `module` fill in spite of plain defaults."""
+        """Return the arguments that the callers of `module` fill in spite of plain defaults.
+
+        Of the model itself that is its first argument (`pixel_values=None` of transformers).
+        """
         spots = self._calls[id(module)]
+        if not spots and module is self.modules[""]:
+            first = next(iter(_defaults_of(type(module).forward).items()), ("", 0))
+            return ((first[0],),) if first[1] is None else ()
         defaults = _defaults_of(type(module).forward) if spots else {}
         passed: dict[str, list[Any]] = defaultdict(list)
         for spot in spots:
