@@ -94,9 +94,7 @@ class _PoolCall(Call):
             return self.functions[0](x, kernel, step, pad, ceil, counts, *rest)
         if self.replaces:
             return _replacing(self.blur, kernel, step, pad, ceil)(x, counts, divisor)
-        return self._sampled(
-            AF.dense_avg_pool(x, kernel, step, pad, ceil, counts, divisor), step
-        )
+        return self._sampled(AF.dense_avg_pool(x, kernel, step, pad, ceil, counts, divisor), step)
 
     def _sampled(self, dense: Tensor, stride: tuple[int, ...]) -> Any:
         """Blur and subsample a dense map, by another stride than the known one too."""

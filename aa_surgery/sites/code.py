@@ -1,7 +1,6 @@
 """A user's function as source: its syntax tree, proven to be that of the code that runs."""
 
 from __future__ import annotations
-
 import __future__ as future
 
 import ast

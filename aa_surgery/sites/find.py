@@ -10,9 +10,11 @@ from torch import fx, nn
 from aa_surgery.layers.downsample import Downsample
 from aa_surgery.sites.flow import Flow, Spot
 from aa_surgery.sites.functions import read_node
+from aa_surgery.sites.heads import is_global_pool
 from aa_surgery.sites.kinds import has_two_forms, is_getitem, is_size_read
 from aa_surgery.sites.leaves import called_function
 from aa_surgery.sites.modules import plain_forward, read_conv_like, read_module
+from aa_surgery.sites.partitions import is_put_back
 from aa_surgery.sites.reach import reached
 from aa_surgery.sites.site import Site, Unread
 from aa_surgery.sites.unread import read_patch_embedding, unread_forwards
@@ -43,7 +45,8 @@ def survey(model: nn.Module) -> tuple[tuple[Site, ...], tuple[Unread, ...]]:
             continue
         fields = read_module(module)
         if fields is not None and plain_forward(module):
-            sites.append(_module_site(path, module, fields, flow))
+            if _samples(module, fields, flow):
+                sites.append(_module_site(path, module, fields, flow))
         elif path in flow.graphs:
             sites += _function_sites(path, module, fields, flow)
         elif path in flow.failures:
@@ -67,6 +70,18 @@ def _module_site(path: str, module: nn.Module, fields: dict[str, Any], flow: Flo
     return _with_surroundings(site, calls[0], flow) if len(calls) == 1 else site
 
 
+def _samples(module: nn.Module, fields: dict[str, Any], flow: Flow) -> bool:
+    """Tell whether a module samples where it is called: it pools no whole map, and cuts to keep."""
+    calls = flow.calls(module)
+    if len(calls) != 1:
+        return True
+    if fields["op"] == "unfold":
+        return not is_put_back(calls[0], flow)
+    if fields["op"] in ("max_pool", "avg_pool"):
+        return not is_global_pool(flow, calls[0])
+    return True
+
+
 def _opaque_site(path: str, module: nn.Module, fields: dict[str, Any], flow: Flow) -> Site:
     """Return the site of a module whose own forward cannot be traced: a blur can precede it."""
     site = _module_site(path, module, fields, flow)
@@ -85,7 +100,7 @@ def _function_sites(
     found: list[Site] = []
     sliced: set[fx.Node] = set()
     for node in flow.graphs[path].nodes:
-        fields = read_node(node, module)
+        fields = read_node(Spot(path, node), flow)
         if fields is None:
             continue
         if fields["op"] == "slice":
@@ -139,7 +154,7 @@ def _with_surroundings(site: Site, spot: Spot, flow: Flow) -> Site:
         nodes = flow.graphs[spot.path].nodes
         spot = Spot(spot.path, next(n for n in nodes if n.name == site.merged))
         through = ("norm", "linear")
-    follows, linear, activation = flow.after_op(spot, through)
+    follows, linear, activation = flow.after_op(spot, through, bool(site.merged))
     if has_two_forms(flow.modules[site.scope]):
         activation = None
     if site.merged and not follows:

@@ -15,12 +15,11 @@ from aa_surgery.errors import NotTraceableError
 from aa_surgery.layers.downsample import Downsample
 from aa_surgery.sites.forwards import brings_forward, forward_of, instance_forward, is_own_method
 from aa_surgery.sites.kinds import (
-    is_norm,
+    is_container,
     is_size_read,
     reads_map_size,
-    role_of_function,
-    role_of_module,
 )
+from aa_surgery.sites.roles import is_pointwise, role_of_function, role_of_module
 from aa_surgery.sites.site import Anchor, Given
 from aa_surgery.sites.tracer import PLAIN, Trace, trace_scopes
 
@@ -52,6 +51,7 @@ class Flow:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
+        self._names = {id(module): path for path, module in self.modules.items()}
         self.graphs: dict[str, fx.Graph] = {}
         self.failures: dict[str, str] = {}
         self._calls: dict[int, list[Spot]] = defaultdict(list)
@@ -79,16 +79,22 @@ class Flow:
                 self._calls[id(_child(module, node))].append(Spot(path, node))
 
     def name_of(self, spot: Spot) -> str:
-        """Return the qualified name of the module that a call_module node calls."""
-        return f"{spot.path}.{spot.node.target}" if spot.path else str(spot.node.target)
+        """Return the qualified name, the first of several, of what a call_module node calls."""
+        return self._names[id(self.module_of(spot))]
 
     def module_of(self, spot: Spot) -> nn.Module:
         """Return the module that a call_module node calls."""
         return _child(self.modules[spot.path], spot.node)
 
     def given(self, module: nn.Module) -> Given:
-        """Return the arguments that the callers of `module` fill in spite of plain defaults."""
+        """Return the arguments that the callers of `module` fill in spite of plain defaults.
+
+        Of the model itself that is its first argument (`pixel_values=None` of transformers).
+        """
         spots = self._calls[id(module)]
+        if not spots and module is self.modules[""]:
+            first = next(iter(_defaults_of(forward_of(module)).items()), ("", 0))
+            return ((first[0],),) if first[1] is None else ()
         defaults = _defaults_of(forward_of(module)) if spots else {}
         passed: dict[str, list[Any]] = defaultdict(list)
         for spot in spots:
@@ -110,12 +116,21 @@ class Flow:
 
         A forward that calls another method of a child (`self.backbone.forward_features(x)`) calls
         that child's parts in its stead; the child's own forward is then the place that counts.
+        A `Sequential` whose members others call one by one has no such forward.
         """
         calls = self._calls[id(module)]
+        indexed = [spot for spot in calls if not is_container(self.modules[spot.path])]
+        if len(calls) > 1 and indexed:
+            calls = [s for s in calls if s in indexed or s.path == "" or self._is_called(s.path)]
+            if any(s not in indexed for s in calls):
+                return calls
         deepest = max((spot.path for spot in calls), key=len, default="")
         if all(deepest.startswith(spot.path) for spot in calls):
             return [spot for spot in calls if spot.path == deepest]
         return calls
+
+    def _is_called(self, path: str) -> bool:
+        return bool(self._calls[id(self.modules[path])])
 
     def uses(self, spot: Spot) -> list[Spot] | None:
         """Return who reads the value of a node, across scopes; None where that is not known.
@@ -144,13 +159,11 @@ class Flow:
         if role == "transparent":
             return self.uses(there)
         path = self.name_of(there)
-        if role or path not in self.graphs or user.args[:1] != (spot.node,):
+        if role or path not in self.graphs or not _reads_first(user, spot.node):
             return [there]
-        if "Norm" in type(module).__name__ and is_norm(module):
-            # norm and activation in one, the norm written out (timm's `RmsNormAct2d`)
-            inside = self._activation_in(path)
-            if inside is not None:
-                return [inside]
+        inside = self._activation_in(path)
+        if inside is not None and is_pointwise(module):
+            return [inside]  # norm and activation in one, the norm written out (`RmsNormAct2d`)
         if len(self.calls(module)) != 1:
             return None
         entry = next(n for n in self.graphs[path].nodes if n.op == "placeholder")
@@ -173,7 +186,7 @@ class Flow:
         return self.uses(calls[0])
 
     def after_op(
-        self, start: Spot, through: tuple[str, ...] = ("norm",)
+        self, start: Spot, through: tuple[str, ...] = ("norm",), channels_last: bool = False
     ) -> tuple[tuple[str, ...], Spot, Spot | None]:
         """Follow norms (or what else `through` names) from an op to its activation.
 
@@ -190,9 +203,10 @@ class Flow:
             spot = uses[0]
             if spot.node.op == "call_module":
                 module = self.module_of(spot)
-                role, name = role_of_module(module), type(module).__name__
+                role, name = role_of_module(module, channels_last), type(module).__name__
             else:
-                role, name = role_of_function(spot.node), _function_name(spot.node)
+                role = role_of_function(spot.node, channels_last)
+                name = _function_name(spot.node)
             if role not in (*through, "activation"):
                 break
             names.append(name)
@@ -226,7 +240,7 @@ class Flow:
         if uses is not None and len(uses) == 1 and uses[0].node.op == "call_module":
             reader = uses[0]
             single = len(self.calls(self.module_of(reader))) == 1
-            if single and reader.node.args and len(reader.node.all_input_nodes) == 1:
+            if single and _reads_first(reader.node):
                 return Anchor("before", self.name_of(reader))
         return Anchor("node", spot.path, spot.node.name, self.given(self.modules[spot.path]))
 
@@ -237,6 +251,16 @@ def _child(module: nn.Module, node: fx.Node) -> nn.Module:
     for name in str(node.target).split("."):
         part = part.__dict__["_modules"][name]
     return part
+
+
+def _reads_first(reader: fx.Node, value: fx.Node | None = None) -> bool:
+    """Tell whether a node reads one value of the graph (`value`), once: as its first argument."""
+    first = reader.args[0] if reader.args else None
+    if not isinstance(first, fx.Node) or value not in (None, first):
+        return False
+    read: list[fx.Node] = []
+    fx.node.map_arg((reader.args, reader.kwargs), read.append)
+    return read.count(first) == 1 and (value is not None or len(read) == 1)
 
 
 def _taps(modules: dict[str, nn.Module]) -> Iterator[str]:

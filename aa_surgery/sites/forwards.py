@@ -35,5 +35,5 @@ def forward_of(module: nn.Module) -> Any:
 
 
 def brings_forward(module: nn.Module) -> bool:
-    """Tell whether the module has a forward to be traced: its class's own, a container's, its own."""
+    """Tell whether the module has a forward to be traced, of a user's class or its own."""
     return is_container(module) or own_forward(module) or "forward" in module.__dict__

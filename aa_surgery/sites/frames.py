@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from aa_surgery.sites.linking import inner_function
 
 __all__ = ["Step", "is_library_file", "way_to"]
 
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_LIBRARIES = tuple(folder + os.sep for folder in (os.path.dirname(torch.__file__), _HERE))
+_HERE = Path(__file__).resolve().parent.parent
+_LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, _HERE))
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
 
 

@@ -1,4 +1,4 @@
-"""Read a downsampling op from a call in a forward: functional convs, pools, slices, merges."""
+"""Read a downsampling op from a call in a forward: functional convs, pools, resizing, merges."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from aa_surgery.sites.aliases import ALIASES, GRID_SAMPLES, INDEX_POOLS, UPSAMPLES
+from aa_surgery.sites.flow import Flow, Spot
+from aa_surgery.sites.heads import is_global_pool, whole_map
+from aa_surgery.sites.indexing import read_index
 from aa_surgery.sites.kinds import (
     ADAPTIVE,
     AVG_POOLS,
@@ -18,44 +22,52 @@ from aa_surgery.sites.kinds import (
     UNFOLDS,
     arguments,
     each_axis,
-    is_getitem,
 )
-from aa_surgery.sites.merging import (
-    read_reshape_merge,
-    shape_arguments,
-    slice_merge,
-    sliced_steps,
-)
-from aa_surgery.sites.modules import _RETURNS_INDICES, adaptive_reason, read_resize
+from aa_surgery.sites.merging import read_merge, read_phase_pool
+from aa_surgery.sites.modules import RETURNS_INDICES, adaptive_fields
+from aa_surgery.sites.origin import Origin, origin
+from aa_surgery.sites.partitions import is_put_back, read_window
+from aa_surgery.sites.patterns import read_einops_call
+from aa_surgery.sites.resizing import read_resize, read_resize_to_size
 
 __all__ = ["read_node"]
 
+_AT_RUN_TIME = "its {} is known when it runs: there is no fixed stride to filter for"
 
-def read_node(node: fx.Node, scope: nn.Module) -> dict[str, Any] | None:
+
+def read_node(spot: Spot, flow: Flow) -> dict[str, Any] | None:
     """Return the fields of the `Site` that a graph's node is, or None."""
-    if is_getitem(node):
-        return _read_slice(node)
-    if node.op == "call_method" and node.target in ("reshape", "view"):
-        return _read_merge(node)
-    if node.op == "call_method" and node.target in _REDUCTIONS:
-        return _read_phase_pool(node)
-    if node.op != "call_function":
+    node = spot.node
+
+    def ask(value: fx.Node) -> Origin:
+        return origin(flow, Spot(spot.path, value))
+
+    if node.op == "call_method" or node.target is torch.reshape:
+        found = read_merge(node, ask) or read_phase_pool(node) or read_window(node, ask)
+        if found is not None:
+            return None if is_put_back(spot, flow) else found
+    if node.op not in ("call_method", "call_function"):
         return None
     target: Any = node.target
-    for table, reader in _READERS:
+    for table, reader, opaque in _READERS:
         if target in table:
             names, ndim = table[target]
-            return reader(arguments(node, names), ndim, node, scope)
-    return _read_merge(node) if target is torch.reshape else None
+            fields = reader(arguments(node, names), ndim, spot, flow)
+            return fields | {"opaque": opaque} if fields and opaque else fields
+    return read_index(node, ask) or read_einops_call(node)
 
 
-def _read_conv(
-    args: dict[str, Any], ndim: int, node: fx.Node, scope: nn.Module
-) -> dict[str, Any] | None:
-    stride = each_axis(args.get("stride", 1), ndim)
-    if stride is None or max(stride) == 1:
+def _read_conv(args: dict[str, Any], ndim: int, spot: Spot, flow: Flow) -> dict[str, Any] | None:
+    if args.get("transposed"):
         return None
-    weight = _tensor_behind(args["weight"], scope)
+    given = args.get("stride", 1)
+    weight = _tensor_behind(args["weight"], flow.modules[spot.path])
+    stride = each_axis(given, ndim or (len(given) if isinstance(given, (list, tuple)) else 1))
+    if stride is None:
+        return dict(op="conv", problem=_AT_RUN_TIME.format("stride"))
+    if max(stride) == 1:
+        return None
+    ndim = len(stride)
     fields: dict[str, Any] = dict(
         op="conv",
         stride=stride,
@@ -94,31 +106,36 @@ def _tensor_behind(weight: Any, scope: nn.Module) -> torch.Tensor | None:
     return None
 
 
-def _read_max(
-    args: dict[str, Any], ndim: int, node: fx.Node, scope: nn.Module
+def _read_max(args: dict[str, Any], ndim: int, spot: Spot, flow: Flow) -> dict[str, Any] | None:
+    fields = _window(args, ndim, "max_pool", spot, flow)
+    gives = args.get("return_indices") or "with_indices" in str(spot.node.target)
+    if fields is not None and gives and not fields.get("problem"):
+        fields["problem"] = RETURNS_INDICES
+    return fields
+
+
+def _read_avg(args: dict[str, Any], ndim: int, spot: Spot, flow: Flow) -> dict[str, Any] | None:
+    return _window(args, ndim, "avg_pool", spot, flow)
+
+
+def _window(
+    args: dict[str, Any], ndim: int, op: str, spot: Spot, flow: Flow
 ) -> dict[str, Any] | None:
-    fields = _window(args, ndim)
-    if fields is None:
-        return None
-    problem = _RETURNS_INDICES if args.get("return_indices") else ""
-    return dict(op="max_pool", problem=problem, **fields)
-
-
-def _read_avg(
-    args: dict[str, Any], ndim: int, node: fx.Node, scope: nn.Module
-) -> dict[str, Any] | None:
-    fields = _window(args, ndim)
-    return None if fields is None else dict(op="avg_pool", **fields)
-
-
-def _window(args: dict[str, Any], ndim: int) -> dict[str, Any] | None:
     """Return kernel, stride, padding and dilation of a pooling call, if it subsamples."""
     kernel = each_axis(args["kernel_size"], ndim)
     stride_arg = args.get("stride")
-    stride = kernel if stride_arg is None or stride_arg == [] else each_axis(stride_arg, ndim)
-    if kernel is None or stride is None or max(stride) == 1:
+    implied = stride_arg is None or stride_arg == []
+    stride = kernel if implied else each_axis(stride_arg, ndim)
+    if kernel is None and whole_map(args["kernel_size"], args["input"]):
+        return None
+    if kernel is None or stride is None:
+        if stride is not None and max(stride) == 1:
+            return None
+        return dict(op=op, problem=_AT_RUN_TIME.format("window" if kernel is None else "stride"))
+    if max(stride) == 1 or is_global_pool(flow, spot):
         return None
     return dict(
+        op=op,
         kernel=kernel,
         stride=stride,
         padding=each_axis(args.get("padding", 0), ndim) or (0,) * ndim,
@@ -128,73 +145,66 @@ def _window(args: dict[str, Any], ndim: int) -> dict[str, Any] | None:
 
 
 def _read_other_pool(
-    args: dict[str, Any], ndim: int, node: fx.Node, scope: nn.Module
+    args: dict[str, Any], ndim: int, spot: Spot, flow: Flow
 ) -> dict[str, Any] | None:
-    name = getattr(node.target, "__name__", str(node.target))
+    name = getattr(spot.node.target, "__name__", str(spot.node.target))
     return dict(op="avg_pool", problem=f"{name} is no plain maximum or mean")
 
 
 def _read_adaptive(
-    args: dict[str, Any], ndim: int, node: fx.Node, scope: nn.Module
+    args: dict[str, Any], ndim: int, spot: Spot, flow: Flow
 ) -> dict[str, Any] | None:
-    sizes = each_axis(args.get("output_size"), ndim)
-    if sizes is None or all(n == 1 for n in sizes):
-        return None
-    name = getattr(node.target, "__name__", str(node.target))
-    return dict(op="adaptive_pool", problem=adaptive_reason(name, sizes))
+    size = args.get("output_size")
+    name = getattr(spot.node.target, "__name__", str(spot.node.target))
+    if isinstance(size, fx.Node):
+        whole = whole_map(size, args["input"])
+        return None if whole else dict(op="adaptive_pool", problem=_AT_RUN_TIME.format("size"))
+    return adaptive_fields(name, size)
 
 
-def _read_unfold(
-    args: dict[str, Any], ndim: int, node: fx.Node, scope: nn.Module
-) -> dict[str, Any] | None:
-    stride = each_axis(args.get("stride", 1), ndim)
-    if stride is None or max(stride) == 1:
+def _read_unfold(args: dict[str, Any], ndim: int, spot: Spot, flow: Flow) -> dict[str, Any] | None:
+    given = args.get("stride", 1)
+    stride = each_axis(given, ndim)
+    if stride is None:
+        return dict(op="unfold", problem=_AT_RUN_TIME.format("stride"))
+    if max(stride) == 1 or is_put_back(spot, flow):
         return None
     return dict(op="unfold", stride=stride, kernel=each_axis(args["kernel_size"], ndim) or ())
 
 
 def _read_unshuffle(
-    args: dict[str, Any], ndim: int, node: fx.Node, scope: nn.Module
+    args: dict[str, Any], ndim: int, spot: Spot, flow: Flow
 ) -> dict[str, Any] | None:
     factor = each_axis(args["downscale_factor"], ndim)
     return None if factor is None else dict(op="space_to_depth", stride=factor, kernel=factor)
 
 
-def _read_resize(
-    args: dict[str, Any], ndim: int, node: fx.Node, scope: nn.Module
-) -> dict[str, Any] | None:
+def _read_resize(args: dict[str, Any], ndim: int, spot: Spot, flow: Flow) -> dict[str, Any] | None:
     if args.get("antialias"):
         return None
-    return read_resize(args.get("scale_factor"), args.get("mode", "nearest"))
+    mode, source = args.get("mode", "nearest"), args["input"]
+    known = isinstance(source, fx.Node)
+    found = origin(flow, Spot(spot.path, source)) if known else Origin("unknown")
+    if args.get("size") is not None:
+        fields = read_resize_to_size(source, args["size"], mode)
+        return None if found.kind == "held" else fields
+    scale = args.get("scale_factor")
+    if isinstance(scale, fx.Node):
+        return dict(op="interpolate", mode=mode, problem=_AT_RUN_TIME.format("factor"))
+    return read_resize(scale, mode, found.axes)
 
 
-_REDUCTIONS = {"max": "max_pool", "amax": "max_pool", "mean": "avg_pool"}
-
-
-def _read_phase_pool(node: fx.Node) -> dict[str, Any] | None:
-    """Read a pool of tokens in window order: `x.view(B, 4, -1, C).amax(1)` (Hiera).
-
-    The reduced axis has a fixed size, and the windows along the axis behind it are counted by -1.
-    """
-    view = node.args[0]
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    if not isinstance(view, fx.Node) or view.target not in ("view", "reshape"):
-        return None
-    shape = shape_arguments(view)
-    if not isinstance(dim, int) or not 0 < dim < len(shape) - 1 or shape[dim + 1] != -1:
-        return None
-    if not isinstance(shape[dim], int) or shape[dim] < 2:
-        return None
+def _read_grid_sample(
+    args: dict[str, Any], ndim: int, spot: Spot, flow: Flow
+) -> dict[str, Any] | None:
     return dict(
-        op=_REDUCTIONS[str(node.target)],
-        kernel=(shape[dim],),
-        stride=(shape[dim],),
-        problem="pools tokens in window order, whose neighbours in the map are not at hand. "
-        "Blur the map before its tokens are reordered",
+        op="interpolate",
+        mode="grid",
+        problem="samples where a grid of positions says: the rate is the grid's, and varies",
     )
 
 
-_READERS = (
+_TABLES = (
     (CONVS, _read_conv),
     (MAX_POOLS, _read_max),
     (AVG_POOLS, _read_avg),
@@ -204,39 +214,11 @@ _READERS = (
     (PIXEL_UNSHUFFLE, _read_unshuffle),
     (INTERPOLATE, _read_resize),
 )
-
-
-def _read_slice(node: fx.Node) -> dict[str, Any] | None:
-    """Read `x[:, :, ::2, ::2]` and its like; one axis alone only where it is surely spatial.
-
-    A step along the last axis of tokens (`x[..., ::2]`, rotary embeddings) is not spatial.
-    """
-    steps = sliced_steps(node.args[1])
-    dims = tuple(sorted(steps))
-    if not dims or (len(dims) == 1 and dims[0] < 2):
-        return None
-    if len(dims) == 1 and (not isinstance(node.args[1], tuple) or len(node.args[1]) != 3):
-        return None
-    merged = slice_merge(node)
-    return dict(
-        op="slice",
-        stride=tuple(steps[d] for d in dims),
-        dims=dims,
-        channels_last=dims in ((1, 2), (-3, -2)),
-        merged="" if merged is None else merged.name,
-    )
-
-
-def _read_merge(node: fx.Node) -> dict[str, Any] | None:
-    """Read space-to-depth: split each axis by `k`, permute, merge the phases into the channels."""
-    merge = read_reshape_merge(node)
-    if merge is None:
-        return None
-    return dict(
-        op="space_to_depth",
-        stride=merge.factors,
-        kernel=merge.factors,
-        dims=merge.dims,
-        channels_last=merge.dims[-1] < merge.rank - 1,
-        merged=merge.nodes[-1].name,
-    )
+_BENEATH = "it is called beneath torch.nn, where it has no dense form: blurred before it"
+_READERS = (
+    *((table, reader, "") for table, reader in _TABLES),
+    *((ALIASES[id(table)], reader, _BENEATH) for table, reader in _TABLES if id(table) in ALIASES),
+    (INDEX_POOLS, _read_max, ""),
+    (UPSAMPLES, _read_resize, _BENEATH),
+    (GRID_SAMPLES, _read_grid_sample, ""),
+)

@@ -1,4 +1,4 @@
-"""Recognise modules and functions by what they do to a feature map."""
+"""Tables of functions that sample a map, and small questions about modules and nodes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ __all__ = [
     "each_axis",
     "has_two_forms",
     "is_container",
-    "is_norm",
+    "is_einops_module",
+    "is_getitem",
+    "is_size_read",
+    "is_torch_forward",
     "own_forward",
     "pads_to_same",
     "reads_map_size",
-    "role_of_function",
-    "role_of_module",
+    "whole_number",
 ]
 
 # functions, with the names of their positional arguments and the number of spatial axes
@@ -77,73 +79,6 @@ OTHER_POOLS: Table = {
     F.lp_pool2d: (("input", "norm_type", "kernel_size", "stride"), 2),
 }
 
-_ACTIVATION_FUNCTIONS = {
-    function
-    for name in (
-        "relu relu_ relu6 elu elu_ selu selu_ celu celu_ leaky_relu leaky_relu_ prelu rrelu rrelu_"
-        " gelu silu mish hardtanh hardtanh_ hardswish hardsigmoid softplus softsign sigmoid tanh"
-        " logsigmoid"
-    ).split()
-    for namespace in (F, torch)
-    if (function := getattr(namespace, name, None)) is not None
-}
-_ACTIVATION_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_"}
-_NORM_FUNCTIONS = {F.batch_norm, F.layer_norm, F.local_response_norm}
-_NORM_TYPES = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.LocalResponseNorm)
-# these take statistics over the map: of a dense map they are others than of its samples
-_SPATIAL_NORM_TYPES = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
-_SPATIAL_NORM_NAMES = ("GroupNorm", "InstanceNorm", "EvoNorm", "ResponseNorm", "GlobalNorm")
-_TRANSPARENT_TYPES = (nn.Identity, nn.modules.dropout._DropoutNd)
-_TRANSPARENT_NAMES = {"DropPath", "DropBlock2d", "DropBlock", "StochasticDepth"}
-_TRANSPARENT_METHODS = {"contiguous", "to", "type_as", "float"}
-_NOT_ACTIVATIONS = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)
-_ACTIVATION_NAMES = {"Swish", "Mish", "HardSwish", "HardSigmoid", "HardMish", "QuickGELU", "GELU"}
-
-
-def role_of_module(module: nn.Module) -> str:
-    """Return `"norm"`, `"activation"`, `"linear"`, `"transparent"`, or `""`.
-
-    Modules of a composite kind (norm and activation in one) have no role: their inside has.
-    """
-    cls = type(module)
-    if isinstance(module, _TRANSPARENT_TYPES) or cls.__name__ in _TRANSPARENT_NAMES:
-        return "transparent"
-    if isinstance(module, _NOT_ACTIVATIONS):
-        return ""
-    if cls.__module__ == "torch.nn.modules.activation" or cls.__name__ in _ACTIVATION_NAMES:
-        return "activation"
-    if type(module) is nn.Linear:
-        return "linear"
-    has_children = any(True for _ in module.children())
-    if not has_children and "activation" in cls.__module__.rsplit(".", 1)[-1]:
-        return "activation"
-    if not has_children and is_norm(module):
-        return "norm"
-    return ""
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Tell whether the module, maybe with an activation in it, normalises each sample alone.
-
-    That holds of batch norm with stored statistics and of layer norm over channels; not of norms
-    that average over the map (group, instance, global response).
-    """
-    name = type(module).__name__
-    if isinstance(module, _SPATIAL_NORM_TYPES) or any(n in name for n in _SPATIAL_NORM_NAMES):
-        return isinstance(module, nn.LocalResponseNorm)
-    return isinstance(module, _NORM_TYPES) or "Norm" in name
-
-
-def role_of_function(node: fx.Node) -> str:
-    """Return the role, as `role_of_module`, of a function or method call."""
-    if node.op == "call_function":
-        if node.target in _ACTIVATION_FUNCTIONS:
-            return "activation"
-        return "norm" if node.target in _NORM_FUNCTIONS else ""
-    if node.target in _ACTIVATION_METHODS:
-        return "activation"
-    return "transparent" if node.target in _TRANSPARENT_METHODS else ""
-
 
 def is_size_read(node: fx.Node) -> bool:
     """Tell whether the node reads a tensor's size, not its values."""
@@ -184,10 +119,22 @@ def has_two_forms(module: nn.Module) -> bool:
     return hasattr(module, "reparameterize") or hasattr(module, "switch_to_deploy")
 
 
+def is_einops_module(module: nn.Module) -> bool:
+    """Tell whether the module is a layer of einops, whose forward reads its pattern as it runs."""
+    return type(module).__module__ in _EINOPS and isinstance(getattr(module, "pattern", 0), str)
+
+
+_EINOPS = ("einops.layers.torch", "einops.layers._einmix")
+
+
+def is_torch_forward(module: nn.Module) -> bool:
+    """Tell whether the class computes what a class of `torch.nn` computes."""
+    return (type(module).forward.__module__ or "").startswith("torch.nn.modules")
+
+
 def own_forward(module: nn.Module) -> bool:
     """Tell whether the class brings a forward of its own: not one of `torch.nn`, nor one known."""
-    inherited = (type(module).forward.__module__ or "").startswith("torch.nn.modules")
-    return not inherited and not pads_to_same(module)
+    return not (is_torch_forward(module) or pads_to_same(module) or is_einops_module(module))
 
 
 # forwards that only pad before they convolve: to ceil(n / stride) samples, as TensorFlow does
@@ -211,11 +158,24 @@ def arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
 
 def each_axis(value: Any, ndim: int) -> tuple[int, ...] | None:
     """Return `value` once an axis, or None where it is not known before the forward runs."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value,) * ndim
-    if isinstance(value, (tuple, list)) and all(isinstance(v, int) for v in value):
-        return tuple(value) if len(value) == ndim else tuple(value) * ndim
-    return None
+    if isinstance(value, (tuple, list)):
+        sizes = [whole_number(v) for v in value]
+        known = tuple(n for n in sizes if n is not None)
+        if not known or len(known) != len(sizes):
+            return None
+        return known if len(known) == ndim else known * ndim
+    size = whole_number(value)
+    return None if size is None else (size,) * ndim
+
+
+def whole_number(value: Any) -> int | None:
+    """Return a number that is given as Python's, numpy's or torch's integer; None of all else."""
+    if isinstance(value, (bool, fx.Node)) or not hasattr(value, "__index__"):
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):  # a tensor of fractions, of many numbers, or without any
+        return None
 
 
 def is_getitem(node: fx.Node) -> bool:

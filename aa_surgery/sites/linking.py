@@ -1,4 +1,4 @@
-"""Run a user's functions with other globals: what they call can be recorded, and they write nowhere.
+"""Run a user's functions with other globals, so that calls are recorded and nothing is written.
 
 Helpers are found in the globals of the function that calls them. So a forward is traced as a copy
 that has a namespace in their stead: functions read from it are copies with namespaces of their own,

@@ -15,7 +15,23 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["ReshapeMerge", "read_reshape_merge", "shape_arguments", "slice_merge", "sliced_steps"]
+from aa_surgery.sites.origin import Ask
+from aa_surgery.sites.sizes import groups
+
+__all__ = [
+    "VIEWED",
+    "ReshapeMerge",
+    "is_view",
+    "only_user",
+    "read_merge",
+    "read_phase_pool",
+    "read_reshape_merge",
+    "reduced_axes",
+    "shape_arguments",
+    "slice_merge",
+    "sliced_steps",
+    "spatial_fields",
+]
 
 
 @dataclass(frozen=True)
@@ -39,9 +55,33 @@ class ReshapeMerge:
     order: tuple[int, ...]
     joined: tuple[int, int]
 
+    @property
+    def joins(self) -> tuple[int, ...]:
+        """What becomes one axis, as in `order`."""
+        return self.order[self.joined[0] : self.joined[1] + 1]
 
-def read_reshape_merge(node: fx.Node) -> ReshapeMerge | None:
-    """Read space-to-depth from its first reshape, or return None."""
+
+@dataclass(frozen=True)
+class _Split:
+    """A reshape that splits axes into coarse positions and phases.
+
+    Attributes:
+        dims: The axes split, of the map.
+        factors: The number of phases of each.
+        rank: Axes of the map.
+        sources: Where each axis comes from: an axis of the map, or `rank + j` for the phases of
+            `dims[j]`.
+        sizes: The size of each axis.
+    """
+
+    dims: tuple[int, ...]
+    factors: tuple[int, ...]
+    rank: int
+    sources: tuple[int, ...]
+    sizes: tuple[Any, ...]
+
+
+def _split(node: fx.Node) -> _Split | None:
     shape = shape_arguments(node)
     dims: list[int] = []
     factors: list[int] = []
@@ -60,46 +100,165 @@ def read_reshape_merge(node: fx.Node) -> ReshapeMerge | None:
         return None
     rank = sum(o is not None for o in origin)
     phases = iter(range(rank, rank + len(dims)))
-    sources = [next(phases) if o is None else o for o in origin]
-    return _joined(node, tuple(dims), tuple(factors), rank, sources)
+    sources = tuple(next(phases) if o is None else o for o in origin)
+    return _Split(tuple(dims), tuple(factors), rank, sources, tuple(shape))
 
 
-def _joined(
-    node: fx.Node, dims: tuple[int, ...], factors: tuple[int, ...], rank: int, sources: list[int]
-) -> ReshapeMerge | None:
-    """Follow the reshape to where its phases join the channels.
+def read_reshape_merge(node: fx.Node) -> ReshapeMerge | None:
+    """Read space-to-depth from its first reshape, or return None.
 
     Phases that become the tokens of a window (window partition), or go back beside the coarse
     axis that they came from (its reverse), are no merge.
     """
-    permuted = _only_user(node)
-    if permuted is None or permuted.target not in ("permute", torch.permute):
+    split = _split(node)
+    permuted = only_user(node)
+    if split is None or permuted is None or permuted.target not in ("permute", torch.permute):
         return None
     axes: list[Any] = shape_arguments(permuted)
-    order = tuple(sources[axis] for axis in axes)
-    inner = [n for n, source in enumerate(order) if source not in (0, *dims)]
+    if any(type(axis) is not int for axis in axes) or len(axes) != len(split.sources):
+        return None
+    order = tuple(split.sources[axis] for axis in axes)
+    inner = [n for n, source in enumerate(order) if source not in (0, *split.dims)]
     if order[0] != 0 or inner != list(range(inner[0], inner[0] + len(inner))):
         return None
     nodes = [node, permuted]
-    last = _only_user(permuted)
+    last = only_user(permuted)
     while last is not None and last.target == "contiguous":
         nodes.append(last)
-        last = _only_user(last)
-    if last is None or not _joins(last, inner[0], factors):
+        last = only_user(last)
+    if last is None or not _joins(last, inner, [split.sizes[axis] for axis in axes], split.factors):
         return None
-    return ReshapeMerge(
-        (*nodes, last), dims, factors, rank, order, (inner[0], inner[0] + len(inner) - 1)
+    joined = (inner[0], inner[-1])
+    return ReshapeMerge((*nodes, last), split.dims, split.factors, split.rank, order, joined)
+
+
+def _joins(node: fx.Node, inner: list[int], sizes: list[Any], factors: tuple[int, ...]) -> bool:
+    """Tell whether a reshape makes one axis of the phases and the channels, and of nothing else."""
+    if node.target in ("flatten", torch.flatten):
+        given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+        end = given.get("end_dim", -1)
+        behind = end in (inner[-1], inner[-1] - len(sizes))
+        return behind and bool(given.get("start_dim", 0) == inner[0])
+    if node.target not in ("reshape", "view", torch.reshape):
+        return False
+    shape = shape_arguments(node)
+    joined = groups(sizes, shape)
+    if joined is not None:
+        return inner in joined
+    window = math.prod(factors)
+    return not {s for s in shape if isinstance(s, int)} & {*factors, window}
+
+
+def read_merge(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
+    """Read space-to-depth: split each axis by `k`, permute, merge the phases into the channels."""
+    if not is_view(node):
+        return None
+    merge = read_reshape_merge(node)
+    if merge is None:
+        return _read_pooled_view(node, ask)
+    channels_last = merge.rank - 1 not in merge.dims and merge.rank - 1 in merge.joins
+    return dict(
+        op="space_to_depth",
+        merged=merge.nodes[-1].name,
+        **spatial_fields(merge.dims, merge.factors, merge.rank, channels_last),
     )
 
 
-def _joins(node: fx.Node, start: int, factors: tuple[int, ...]) -> bool:
-    if node.target in ("flatten", torch.flatten):
-        given = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-        return bool(given == start)
-    if node.target not in ("reshape", "view", torch.reshape):
-        return False
-    window = math.prod(factors)
-    return not {s for s in shape_arguments(node) if isinstance(s, int)} & {*factors, window}
+def spatial_fields(
+    dims: tuple[int, ...], factors: tuple[int, ...], rank: int, channels_last: bool
+) -> dict[str, Any]:
+    """Return stride and axes of a site, those between the sampled ones and the last included.
+
+    A blur's axes are the last of the map, the channels' aside; one that is not sampled has step 1.
+    """
+    each = dict(zip(dims, factors, strict=True))
+    spatial = tuple(range(dims[0], rank - 1 if channels_last else rank))
+    stride = tuple(each.get(d, 1) for d in spatial)
+    return dict(kernel=stride, stride=stride, dims=spatial, channels_last=channels_last)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Tell whether a node regroups the axes of its input."""
+    method = node.op == "call_method" and node.target in ("view", "reshape")
+    return method or node.target is torch.reshape
+
+
+REDUCTIONS = {"max": "max_pool", "amax": "max_pool", "mean": "avg_pool", "sum": "avg_pool"}
+
+
+def reduced_axes(node: fx.Node | None) -> list[int] | None:
+    """Return the axes that a node reduces, or None where it is no reduction of named axes."""
+    if node is None or _name(node) not in REDUCTIONS:
+        return None
+    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    dims = list(given) if isinstance(given, (tuple, list)) else [given]
+    keeps = node.kwargs.get("keepdim") or node.args[2:]
+    return None if keeps or any(type(d) is not int for d in dims) else dims
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _read_pooled_view(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
+    """Read a pool: `x.view(n, c, h // 2, 2, w // 2, 2).amax((3, 5))`, at once or an axis a call."""
+    split = _split(node)
+    if split is None:
+        return None
+    rest = list(split.sources)
+    reduced: list[int] = []
+    op, here = "", node
+    while len(reduced) < len(split.dims):
+        user = only_user(here)
+        if user is not None and user.target == "contiguous":
+            here = user
+            continue
+        dims = reduced_axes(user)
+        if user is None or dims is None:
+            return None
+        reduced += [rest[d] for d in dims]
+        rest = [r for n, r in enumerate(rest) if n not in [d % len(rest) for d in dims]]
+        op, here = REDUCTIONS[_name(user)], _values_of(user)
+    if set(reduced) != set(range(split.rank, split.rank + len(split.dims))):
+        return None
+    source: Any = node.args[0]
+    ends = split.rank - 1 in split.dims
+    channels_last = not ends and (split.dims[0] == 1 or ask(source).kind != "map")
+    fields = spatial_fields(split.dims, split.factors, split.rank, channels_last)
+    return dict(op=op, opaque=VIEWED, **fields)
+
+
+VIEWED = "it is written as views of the map, which have no dense form: blurred before them"
+
+
+def _values_of(node: fx.Node) -> fx.Node:
+    """Return the node of the maxima, where a maximum over one axis gives indices too."""
+    user = only_user(node)
+    picks = user is not None and user.target is operator.getitem and user.args[1] == 0
+    return user if picks and user is not None and _name(node) == "max" else node
+
+
+def read_phase_pool(node: fx.Node) -> dict[str, Any] | None:
+    """Read a pool of tokens in window order: `x.view(B, 4, -1, C).amax(1)` (Hiera).
+
+    The reduced axis has a fixed size, and the windows along the axis behind it are counted by -1.
+    """
+    view = node.args[0] if node.args else None
+    dims = reduced_axes(node)
+    if not isinstance(view, fx.Node) or not is_view(view) or dims is None or len(dims) != 1:
+        return None
+    shape, dim = shape_arguments(view), dims[0]
+    if not 0 < dim < len(shape) - 1 or shape[dim + 1] != -1:
+        return None
+    if not isinstance(shape[dim], int) or shape[dim] < 2:
+        return None
+    return dict(
+        op=REDUCTIONS[_name(node)],
+        kernel=(shape[dim],),
+        stride=(shape[dim],),
+        problem="pools tokens in window order, whose neighbours in the map are not at hand. "
+        "Blur the map before its tokens are reordered",
+    )
 
 
 def shape_arguments(node: fx.Node) -> list[Any]:
@@ -121,7 +280,8 @@ def _divides(size: Any, factor: Any) -> bool:
     )
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def only_user(node: fx.Node) -> fx.Node | None:
+    """Return the node that alone reads a value, or None."""
     users = list(node.users)
     return users[0] if len(users) == 1 else None
 
@@ -148,7 +308,7 @@ def _strided(index: Any) -> dict[int, slice]:
 
 def slice_merge(node: fx.Node) -> fx.Node | None:
     """Return the concatenation of slices of one map at every offset, `node` being one of them."""
-    source, cat = node.args[0], _only_user(node)
+    source, cat = node.args[0], only_user(node)
     if cat is None or cat.target is not torch.cat or not isinstance(source, fx.Node):
         return None
     steps = sliced_steps(node.args[1])

@@ -6,9 +6,24 @@ from typing import Any
 
 from torch import nn
 
-from aa_surgery.sites.kinds import each_axis, pads_to_same
+from aa_surgery.sites.kinds import (
+    each_axis,
+    is_einops_module,
+    is_torch_forward,
+    pads_to_same,
+    whole_number,
+)
+from aa_surgery.sites.patterns import read_einops_module
+from aa_surgery.sites.resizing import read_resize, read_resize_to_size
 
-__all__ = ["plain_forward", "read_conv_like", "read_module", "read_resize"]
+__all__ = [
+    "RETURNS_INDICES",
+    "adaptive_fields",
+    "plain_forward",
+    "read_conv_like",
+    "read_module",
+    "type_dimension",
+]
 
 Conv = nn.modules.conv._ConvNd
 Transposed = nn.modules.conv._ConvTransposeNd
@@ -17,7 +32,7 @@ AvgPool = nn.modules.pooling._AvgPoolNd
 Adaptive = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
 Unusual = (nn.modules.pooling._LPPoolNd, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
-_RETURNS_INDICES = (
+RETURNS_INDICES = (
     "return_indices=True: the indices of a blurred map have no meaning. Exclude this site, "
     "or pool without indices."
 )
@@ -32,7 +47,7 @@ def read_module(module: nn.Module) -> dict[str, Any] | None:
     if isinstance(module, (MaxPool, AvgPool)):
         return _read_pool(module)
     if isinstance(module, Adaptive):
-        return _read_adaptive(module)
+        return adaptive_fields(type(module).__name__, module.output_size)
     if isinstance(module, Unusual):
         return dict(op="avg_pool", problem=f"{type(module).__name__} is no plain maximum or mean")
     if isinstance(module, nn.Unfold):
@@ -41,18 +56,21 @@ def read_module(module: nn.Module) -> dict[str, Any] | None:
         factor = module.downscale_factor
         return dict(op="space_to_depth", stride=(factor, factor), kernel=(factor, factor))
     if isinstance(module, nn.Upsample):
+        if module.size is not None:
+            return read_resize_to_size(None, module.size, module.mode)
         return read_resize(module.scale_factor, module.mode)
+    if is_einops_module(module):
+        return read_einops_module(module)
     return None
 
 
 def plain_forward(module: nn.Module) -> bool:
     """Tell whether the module computes what its `torch.nn` class computes, padding aside."""
-    if pads_to_same(module):
+    if pads_to_same(module) or is_einops_module(module):
         return True
-    cls = type(module)
-    if not (cls.forward.__module__ or "").startswith("torch.nn.modules"):
+    if not is_torch_forward(module):
         return False
-    inner = getattr(cls, "_conv_forward", None)
+    inner = getattr(type(module), "_conv_forward", None)
     return inner is None or inner.__module__.startswith("torch.nn.modules")
 
 
@@ -64,7 +82,7 @@ def _read_conv(conv: Any) -> dict[str, Any] | None:
     padding = (0,) * ndim if isinstance(conv.padding, str) else each_axis(conv.padding, ndim)
     return dict(
         op="conv",
-        kernel=tuple(conv.kernel_size),
+        kernel=each_axis(conv.kernel_size, ndim) or (),
         stride=stride,
         padding=padding or (0,) * ndim,
         dilation=each_axis(conv.dilation, ndim) or (1,) * ndim,
@@ -95,7 +113,7 @@ def _read_pool(pool: Any) -> dict[str, Any] | None:
         padding=each_axis(pool.padding, ndim) or (),
         dilation=each_axis(getattr(pool, "dilation", 1), ndim) or (),
         ceil_mode=bool(pool.ceil_mode),
-        problem=_RETURNS_INDICES if is_max and pool.return_indices else "",
+        problem=RETURNS_INDICES if is_max and pool.return_indices else "",
     )
 
 
@@ -107,18 +125,16 @@ def type_dimension(module: nn.Module) -> int:
     return 2
 
 
-def _read_adaptive(pool: Any) -> dict[str, Any] | None:
-    size = pool.output_size
+def adaptive_fields(name: str, size: Any) -> dict[str, Any] | None:
+    """Return the fields of an adaptive pool; None where each axis stays, or becomes one sample."""
     sizes = size if isinstance(size, (tuple, list)) else (size,)
-    if all(n == 1 for n in sizes):
+    if all(n is None or whole_number(n) == 1 for n in sizes):
         return None
-    return dict(op="adaptive_pool", problem=adaptive_reason(type(pool).__name__, sizes))
-
-
-def adaptive_reason(name: str, sizes: Any) -> str:
-    """Return why an adaptive pool is left."""
-    size = "x".join(map(str, sizes))
-    return f"{name} to {size}: its bins change with the map, there is no fixed stride to filter for"
+    bins = "x".join(str(n) if n is None or whole_number(n) is not None else "?" for n in sizes)
+    problem = (
+        f"{name} to {bins}: its bins change with the map, there is no fixed stride to filter for"
+    )
+    return dict(op="adaptive_pool", problem=problem)
 
 
 def _read_unfold(unfold: Any) -> dict[str, Any] | None:
@@ -132,20 +148,3 @@ def _read_unfold(unfold: Any) -> dict[str, Any] | None:
         padding=each_axis(unfold.padding, 2) or (),
         dilation=each_axis(unfold.dilation, 2) or (),
     )
-
-
-def read_resize(scale_factor: Any, mode: str) -> dict[str, Any] | None:
-    """Return the fields of a resizing op that shrinks by a factor known beforehand."""
-    scales = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * 2
-    if not all(isinstance(s, (int, float)) for s in scales) or min(scales) >= 1:
-        return None
-    factors = [1 / s for s in scales]
-    smooth = mode in ("bilinear", "bicubic")
-    whole = all(abs(f - round(f)) < 1e-6 for f in factors)
-    problem = ""
-    if mode == "area":
-        problem = "mode 'area' is already an average"
-    elif not smooth and not whole:
-        problem = f"resizes by {tuple(scales)}: no whole stride to filter for"
-    stride = tuple(max(round(f), 1) for f in factors)
-    return dict(op="interpolate", stride=stride, kernel=(), mode=mode, problem=problem)

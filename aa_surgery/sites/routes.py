@@ -152,9 +152,7 @@ def _called(scope: nn.Module, step: Step, caller: Unit, place: Place) -> Unit:
             function = _function_in(outer, code)
             if function is not None:
                 name = f"_aa_{base.__name__}_{code.co_name}"
-                return Unit(
-                    name, function, outer, (base, code.co_name), True, (caller.name, place)
-                )
+                return Unit(name, function, outer, (base, code.co_name), True, (caller.name, place))
         raise SourceError(f"{code.co_name}, called by super(), is not a plain method")
     outer = resolved(target, caller.function)
     function = _function_in(outer, code)

@@ -39,9 +39,7 @@ class StandIns:
         show: Gives the value of the graph that stands for a tensor.
     """
 
-    def __init__(
-        self, scope: nn.Module, paths: Paths, record: Record, show: Show
-    ) -> None:
+    def __init__(self, scope: nn.Module, paths: Paths, record: Record, show: Show) -> None:
         self._paths, self._record, self._show = paths, record, show
         self._made: dict[int, Any] = {}
         self._owners: dict[int, str] = {}

@@ -74,7 +74,7 @@ def trace_scopes(work: Callable[[Trace], _T]) -> _T:
     with ExitStack() as stack:
         # a forward may draw numbers; whoever counts on a seed shall not notice
         stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state())
+        stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
         stack.callback(torch.set_rng_state, torch.get_rng_state())
         if gc.isenabled():  # it would look for garbage among the thousands of nodes
             stack.callback(gc.enable)

@@ -60,10 +60,16 @@ class Antialiased:
     _aa_host: type[nn.Module]
     _aa_recipe: Recipe
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(protocol)
         if reduced[0] is not _newobj():
             return reduced
+        if self._aa_host.__setstate__ is not nn.Module.__setstate__:
+            # the host makes itself anew of a few arguments (einops' layers): ours beside its state
+            children = {n: m for n, m in self._modules.items() if n.startswith("aa_")}
+            extras = {n: value for n, value in vars(self).items() if n.startswith("aa_")}
+            ours = (children, {**extras, "training": self.training})
+            return (_rebuild_beside, (self._aa_host, self._aa_recipe, reduced[2], *ours))
         return (_rebuild, (self._aa_host, self._aa_recipe, *reduced[1][1:]), *reduced[2:])
 
 
@@ -98,6 +104,18 @@ def _reads_in_graphs(layer: nn.Module) -> bool:
     """Whether a symbolic trace can run a layer's forward: it asks nothing of a map's shape."""
     layers = layer.children() if isinstance(layer, nn.Sequential) else (layer,)
     return all(isinstance(each, BlurPool) for each in layers)
+
+
+def _rebuild_beside(
+    host: Any, recipe: Recipe, state: Any, children: dict[str, Any], extras: dict[str, Any]
+) -> nn.Module:
+    """Let the host restore itself by its own `__setstate__`, then put on what is ours."""
+    module: nn.Module = host.__new__(host)
+    module.__setstate__(state)
+    module.__class__ = antialiased_class(host, recipe)
+    module._modules.update(children)
+    module.__dict__.update(extras)
+    return module
 
 
 @cache

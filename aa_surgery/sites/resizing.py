@@ -1,0 +1,65 @@
+"""Resizing to a size: the ratio is known where the size is a part of the map's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aa_surgery.sites.kinds import whole_number
+from aa_surgery.sites.sizes import lengths_of
+
+__all__ = ["read_resize", "read_resize_to_size"]
+
+_AXES = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}
+
+
+def read_resize(scale_factor: Any, mode: str, axes: int = 0) -> dict[str, Any] | None:
+    """Return the fields of a resizing op that shrinks by a factor known beforehand.
+
+    Args:
+        scale_factor: One number, or one an axis.
+        mode: Interpolation mode.
+        axes: Number of spatial axes, where that is known and the mode does not say it.
+    """
+    axes = _AXES.get(mode) or axes or 2
+    scales = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * axes
+    if not all(isinstance(s, (int, float)) for s in scales) or min(scales) >= 1:
+        return None
+    factors = [1 / s for s in scales]
+    whole = all(abs(f - round(f)) < 1e-6 for f in factors)
+    problem = ""
+    if mode == "area":
+        problem = "mode 'area' is already an average"
+    elif mode not in ("bilinear", "bicubic") and not whole:
+        problem = f"resizes by {tuple(scales)}: no whole stride to filter for"
+    stride = tuple(max(round(f), 1) for f in factors)
+    return dict(op="interpolate", stride=stride, kernel=(), mode=mode, problem=problem)
+
+
+def read_resize_to_size(source: Any, size: Any, mode: str) -> dict[str, Any] | None:
+    """Return the fields of a resizing to `size`, or None where that is another map's size.
+
+    Args:
+        source: The node of the map; None of a module.
+        size: The output size: numbers, or nodes.
+        mode: Interpolation mode.
+    """
+    items = size if isinstance(size, (tuple, list)) else (size,)
+    if all(whole_number(item) is not None for item in items):
+        return _unknown("x".join(str(whole_number(item)) for item in items), mode)
+    lengths = lengths_of(size)
+    if lengths is None:
+        return _unknown("a size that is computed as it runs", mode)
+    if any(length.value is not source for length in lengths):
+        return None  # as large as another map: an enlargement, almost always
+    if all(length.divisor == 1 for length in lengths):
+        return None
+    return read_resize(tuple(1 / length.divisor for length in lengths), mode)
+
+
+def _unknown(size: str, mode: str) -> dict[str, Any]:
+    return dict(
+        op="interpolate",
+        mode=mode,
+        problem=f"resizes to {size}: by what ratio is known when it runs. If it shrinks the map, "
+        "let it have antialias=True, or resize by scale_factor",
+    )
