@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "CheckpointMismatchError",
     "FilterError",
+    "HalfTreatedError",
     "InputError",
     "MethodError",
     "NoEffectWarning",
@@ -39,6 +40,10 @@ class UnsupportedModelError(SurgeryError):
 
 class UnsupportedSiteError(SurgeryError):
     """A downsampling op cannot be treated as asked."""
+
+
+class HalfTreatedError(SurgeryError):
+    """One half of a treatment was replaced, converted or taken out of the model."""
 
 
 class NotTraceableError(SurgeryError):

@@ -16,6 +16,7 @@ from aa_surgery.audit.report import AuditReport, AuditRow, Verdict
 from aa_surgery.audit.scopes import Scopes
 from aa_surgery.errors import InputError, UnsupportedModelError
 from aa_surgery.layers import canonical_form
+from aa_surgery.treated import Half, lost_halves
 
 __all__ = ["audit"]
 
@@ -70,8 +71,19 @@ def audit(model: nn.Module, *inputs: Any, plan: object | None = None, **kwargs: 
             "e.g. audit(model, torch.randn(1, 3, 224, 224))."
         )
     plan = getattr(inner, "_antialias_plan", None) if plan is None else plan
+    lost = lost_halves(inner)
+    if lost:
+        return AuditReport(_lost_rows(lost))
     observer = _observed(inner, inputs, kwargs)
     return AuditReport(_rows(observer.events, _reasons(plan)), tuple(observer.unread))
+
+
+def _lost_rows(lost: Sequence[tuple[str, Half]]) -> tuple[AuditRow, ...]:
+    """Return a row for each treatment that has lost a half, of a model that will not run."""
+    return tuple(
+        AuditRow(name, half.part, (), (), (), "untreated", None, half.describe())
+        for name, half in lost
+    )
 
 
 def _observed(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Observer:

@@ -8,17 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from aa_surgery.errors import (
-    PlanError,
-    SurgeryError,
-    UnsupportedModelError,
-    UnsupportedSiteError,
-)
+from aa_surgery.errors import PlanError, SurgeryError, UnsupportedModelError
 from aa_surgery.sites import find_sites
 from aa_surgery.sites.windows import window_sites
 from aa_surgery.surgery.plan import Plan
 
-__all__ = ["check_alone", "check_fit", "check_indices", "check_model"]
+__all__ = ["check_alone", "check_fit", "check_model"]
 
 _WRAPPERS = {
     "OptimizedModule": "torch.compile returned it. Apply to the original, then compile",
@@ -87,10 +82,3 @@ def check_fit(plan: Plan, model: nn.Module) -> None:
                 f"{edit.site.name}: the plan was made for {edit.site}, the model has {site}. "
                 "Make it again with plan_antialias(model)."
             )
-
-
-def check_indices(plan: Plan) -> None:
-    """Refuse max-pools that return indices, unless the user left them out by name."""
-    for item in plan.left:
-        if item.reason.startswith("return_indices"):
-            raise UnsupportedSiteError(f"{item.site.name} ({item.site.kind}): {item.reason}")

@@ -8,6 +8,8 @@ recipe where the process does not have it yet.
 from __future__ import annotations
 
 import inspect
+import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partialmethod
@@ -17,10 +19,21 @@ from typing import Any
 
 from torch import nn
 from torch.fx.graph_module import _forward_from_src
+from torch.nn.utils import parametrize
 
 from aa_surgery.surgery.ops import OPS
+from aa_surgery.treated import require_whole
 
-__all__ = ["REBUILDING_METHODS", "Antialiased", "Recipe", "antialiased_class", "typed_signature"]
+__all__ = [
+    "REBUILDING_METHODS",
+    "Antialiased",
+    "Recipe",
+    "antialiased_class",
+    "antialiased_of",
+    "relayered",
+    "typed_signature",
+    "unlayered",
+]
 
 REBUILDING_METHODS = ("reparameterize", "switch_to_deploy", "fuse")
 
@@ -32,14 +45,18 @@ class Recipe:
     Attributes:
         op: Which op runs another way: a key of `OPS`, or empty.
         sources: Generated forwards: one, or one for eval and one for training.
-        wrapped: Whether a blur stands before or behind the whole module.
+        wrapped: `"before"`, `"after"`: where a blur stands around the whole module.
         guarded: Methods that rebuild the module from its weights, and must take its blurs along.
+        half: Whether the op runs dense, and the layer that subsamples is another module's.
+        renamed: Names of ours that the host has taken, with those used in their stead.
     """
 
     op: str = ""
     sources: tuple[str, ...] = ()
-    wrapped: bool = False
+    wrapped: tuple[str, ...] = ()
     guarded: tuple[str, ...] = ()
+    half: bool = False
+    renamed: tuple[tuple[str, str], ...] = ()
 
     @property
     def changes(self) -> bool:
@@ -51,12 +68,30 @@ class Antialiased:
     """Mixin of every module that surgery changed; `isinstance(module, Antialiased)` finds them.
 
     Modifications of the host class:
-    - `forward` alone; attributes, parameters, keys and other methods are the host's
-    - children `aa_*` hold the blurs
+    - `forward`; attributes, parameters, keys and other methods are the host's
+    - children hold the blurs; which of them are ours stands in the module's record (`treated.py`)
+    - a call is refused where the other half of a treatment is gone
+    - a new instance is one of the host class
     """
 
     _aa_host: type[nn.Module]
     _aa_recipe: Recipe
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        # `type(module)(...)`, as LoRA makes the layers beside one
+        cls = unlayered(type(self))
+        object.__setattr__(self, "__class__", cls._aa_host)
+        self.__init__(*args, **kwargs)
+        if cls._aa_recipe.half:
+            _run_dense(self, cls._aa_recipe)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep what the host does when it is subclassed (a registry, say) from being done."""
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the module, if its treatment is whole."""
+        require_whole(self)
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(protocol)
@@ -76,6 +111,47 @@ def _rebuild(host: Any, recipe: Recipe, *args: Any) -> nn.Module:
     return rebuilt
 
 
+def _run_dense(module: Any, recipe: Recipe) -> None:
+    """Let a new instance of the half that runs dense run dense too.
+
+    What it is added to has the size of the dense map; the layer behind it subsamples the sum.
+    """
+    # here, because these make classes of their own
+    from aa_surgery.surgery.dress import Dress, dress
+    from aa_surgery.surgery.rebuild import dense_numbers
+
+    if recipe.op not in ("conv", "same_conv"):
+        return
+    host: Any = type(module)
+    cls = antialiased_class(host, Recipe(recipe.op, half=True))
+    dress(module, Dress(cls, extras={"aa_op": dense_numbers(module)}))
+
+
+def antialiased_of(module: nn.Module) -> Any:
+    """Return the class that surgery gave a module, below what was put over it; None without."""
+    return next((c for c in type(module).__mro__ if "_aa_host" in vars(c)), None)
+
+
+def unlayered(cls: Any) -> Any:
+    """Return the class below those that parametrizations put over it."""
+    return unlayered(cls.__bases__[0]) if _is_layer(cls) else cls
+
+
+def relayered(cls: Any, below: type) -> type:
+    """Return `below`, with the layers over it that parametrizations put on `cls`.
+
+    The layer must stay on top: `remove_parametrizations` takes the class below it.
+    """
+    if not _is_layer(cls):
+        return below
+    body = {n: v for n, v in vars(cls).items() if n not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, (relayered(cls.__bases__[0], below),), body)
+
+
+def _is_layer(cls: type) -> bool:
+    return cls.__module__ == parametrize.__name__ and cls.__name__.startswith("Parametrized")
+
+
 @cache
 def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
     """Return the subclass of `host` that does what `recipe` says."""
@@ -93,7 +169,9 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
         name = _innermost(host)
         inner = methods.get(name, getattr(host, name))
         methods["_aa_inner_forward"] = _named(inner, "_aa_inner_forward")
-        methods[name] = _named(_calling(inner, _WRAPPED), name)
+        methods[name] = _named(_calling(inner, _around(recipe.wrapped)), name)
+    if recipe.renamed:
+        methods = {name: _renamed(method, dict(recipe.renamed)) for name, method in methods.items()}
     methods.update({method: partialmethod(_rebuild_blurred, method) for method in recipe.guarded})
     about = {
         "__module__": host.__module__,
@@ -105,8 +183,10 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
     }
     mixin = _passing(host) if _calls_super_of_its_type(host.forward) else Antialiased
     # the host's own bases by name, because MMEngine initialises layers by those of their class
-    bases = (mixin, host, *(base for base in host.__bases__ if base is not object))
-    return type(f"Antialiased{host.__name__}", bases, {**about, **methods})
+    bases = (mixin, host, *(base for base in host.__bases__ if issubclass(base, nn.Module)))
+    metaclass: Any = type(host)
+    made: type[nn.Module] = metaclass(f"Antialiased{host.__name__}", bases, {**about, **methods})
+    return made
 
 
 def _innermost(host: Any) -> str:
@@ -138,6 +218,20 @@ def _compiled(source: str) -> Callable[..., Any]:
     return _forward_from_src(source, {})
 
 
+def _renamed(method: Any, names: dict[str, str]) -> Any:
+    """Return a copy of `method` that reads attributes of ours by other names.
+
+    Made from its source, since TorchScript reads that.
+    """
+    if not isinstance(method, FunctionType) or not names.keys() & set(method.__code__.co_names):
+        return method
+    source = textwrap.dedent(inspect.getsource(method))
+    for name, other in names.items():
+        source = re.sub(rf"\bself\.{name}\b", f"self.{other}", source)
+    head = re.sub(r"^def \w+", "def forward", source, count=1)
+    return _named(_forward_from_src(head, dict(method.__globals__)), method.__name__)
+
+
 def _named(function: Any, name: str) -> Any:
     """Return a copy of `function` under the name at which TorchScript will look for it."""
     if not isinstance(function, FunctionType):
@@ -151,15 +245,13 @@ def _named(function: Any, name: str) -> Any:
     return copy
 
 
-_WRAPPED = """
-def forward{signature}:
-    if self.aa_before is not None:
-        {first} = self.aa_before({first})
-    aa_output = self._aa_inner_forward({arguments})
-    if self.aa_after is not None:
-        aa_output = self.aa_after(aa_output)
-    return aa_output
-"""
+def _around(wrapped: tuple[str, ...]) -> str:
+    """Return the template of a forward with a blur before the host's, behind it, or both."""
+    before = "    {first} = self.aa_before({first})\n" if "before" in wrapped else ""
+    inner = "self._aa_inner_forward({arguments})"
+    after = f"self.aa_after({inner})" if "after" in wrapped else inner
+    return f"\ndef forward{{signature}}:\n{before}    return {after}\n"
+
 
 _BY_MODE = """
 def forward{signature}:

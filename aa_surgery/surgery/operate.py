@@ -1,4 +1,4 @@
-"""Dress a model by its changes, all or nothing."""
+"""What each module of a model will wear, by the model's changes; nothing is touched yet."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from aa_surgery.errors import UnsupportedModelError
 from aa_surgery.surgery.change import Change
 from aa_surgery.surgery.classes import (
     REBUILDING_METHODS,
-    Antialiased,
     Recipe,
     antialiased_class,
+    unlayered,
 )
-from aa_surgery.surgery.dress import Dress, dress, undress
+from aa_surgery.surgery.dress import Dress
 from aa_surgery.surgery.forward import rewritten_sources
+from aa_surgery.treated import worn_by
 
-__all__ = ["commit", "prepare", "undo"]
+__all__ = ["prepare"]
 
 
 def prepare(model: nn.Module, changes: Mapping[str, Change]) -> list[tuple[nn.Module, Dress]]:
@@ -29,19 +30,47 @@ def prepare(model: nn.Module, changes: Mapping[str, Change]) -> list[tuple[nn.Mo
     rewritten = rewritten_sources({p: scope for p, scope in edited.items() if scope[1]})
     for path in {**changes, **guards}:
         module, change = model.get_submodule(path), changes.get(path, Change())
-        taken = [n for n in change.children if hasattr(module, n)]
-        if taken:
-            raise UnsupportedModelError(f"{path}: the name {taken[0]} is taken. Rename that child.")
+        if worn_by(module) is not None:
+            if path not in changes:
+                continue  # it is guarded already
+            raise UnsupportedModelError(
+                f"{path or 'the model'} was treated before, with another part of the model. "
+                "Call remove_antialias(model), then treat the whole."
+            )
         extras: dict[str, Any] = {"aa_op": change.numbers} if change.numbers else {}
         if path in rewritten and path in guards:
             extras["aa_edits"] = tuple(change.graph_edits)
-        recipe = Recipe(change.op, rewritten.get(path, ()), change.wrapped, guards.get(path, ()))
-        host: Any = type(module)
-        cls = antialiased_class(host, recipe)
-        children = dict(change.children)
-        worn = Dress(cls, children, extras, change.attributes, change.frozen)
+        recipe = Recipe(
+            change.op,
+            rewritten.get(path, ()),
+            change.wrapped,
+            guards.get(path, ()),
+            change.half,
+            _renamed(module, (*change.children, *extras)),
+        )
+        worn = Dress(
+            antialiased_class(unlayered(type(module)), recipe),
+            dict(change.children),
+            extras,
+            change.attributes,
+            change.frozen,
+            tuple(change.sites),
+            tuple(change.halves),
+        )
         prepared.append((module, worn))
     return prepared
+
+
+def _renamed(module: nn.Module, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Return other names for those that the module has for something of its own."""
+    renamed = []
+    for name in names:
+        other = name
+        while hasattr(module, other):
+            other += "_"
+        if other != name:
+            renamed.append((name, other))
+    return tuple(renamed)
 
 
 def _guards(model: nn.Module, changes: Mapping[str, Change]) -> dict[str, tuple[str, ...]]:
@@ -56,20 +85,3 @@ def _guards(model: nn.Module, changes: Mapping[str, Change]) -> dict[str, tuple[
             if methods:
                 guards[around] = methods
     return guards
-
-
-def commit(prepared: list[tuple[nn.Module, Dress]]) -> None:
-    """Swap the classes; on a failure, undo what was swapped."""
-    try:
-        for module, worn in prepared:
-            dress(module, worn)
-    except Exception:
-        undo(prepared)
-        raise
-
-
-def undo(prepared: list[tuple[nn.Module, Dress]]) -> None:
-    """Give each module that was dressed its own class back."""
-    for module, _ in prepared:
-        if isinstance(module, Antialiased):
-            undress(module)
