@@ -100,7 +100,8 @@ class AverageBlurPool(BlurPool):
         size = pooled_sizes(
             x.shape[2:], self.kernel_size, self.stride, self.padding, self.ceil_mode
         )
-        y = AF.blur(x, self.kernel, self.taps, self.stride, self.padding_mode, self.before, size)
+        kernel = self._kernel_for(x)
+        y = AF.blur(x, kernel, self.taps, self.stride, self.padding_mode, self.before, size)
         if not self.averages:
             return y
         average = _average(

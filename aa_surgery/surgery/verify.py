@@ -63,7 +63,5 @@ def verify(model: nn.Module) -> Verification:
     >>> verify(net).lost[0].site
     '0'
     """
-    lost = {
-        half.site: LostHalf(half.site, name, half.describe()) for name, half in lost_halves(model)
-    }
-    return Verification(tuple(lost.values()))
+    lost = [LostHalf(half.site, name, half.describe()) for name, half in lost_halves(model)]
+    return Verification(tuple(lost))
