@@ -10,6 +10,7 @@ from torch import fx, nn
 from aa_surgery.layers.downsample import Downsample
 from aa_surgery.sites.flow import Flow, Spot
 from aa_surgery.sites.functions import read_node
+from aa_surgery.sites.instance import REPLACED_FORWARD, replaces_forward
 from aa_surgery.sites.kinds import has_two_forms, is_getitem, is_size_read
 from aa_surgery.sites.leaves import called_function
 from aa_surgery.sites.modules import plain_forward, read_conv_like, read_module
@@ -46,7 +47,10 @@ def survey(model: nn.Module) -> tuple[tuple[Site, ...], tuple[Unread, ...]]:
         if worn_by(module) is not None:
             sites += _treated_sites(path, module, fields, flow)
         elif fields is not None and plain_forward(module):
-            sites.append(_module_site(path, module, fields, flow))
+            site = _module_site(path, module, fields, flow)
+            if replaces_forward(module):
+                site = replace(site, activation=None, opaque=REPLACED_FORWARD)
+            sites.append(site)
         elif path in flow.graphs:
             sites += _function_sites(path, module, fields, flow)
         elif path in flow.failures:

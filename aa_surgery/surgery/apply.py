@@ -13,8 +13,9 @@ from aa_surgery.filters import Filter
 from aa_surgery.methods import Method
 from aa_surgery.surgery.changes import changes_of
 from aa_surgery.surgery.checks import check_alone, check_fit, check_model
-from aa_surgery.surgery.classes import Antialiased, unlayered
+from aa_surgery.surgery.classes import Antialiased
 from aa_surgery.surgery.dress import dress, put_back, state_of, undress
+from aa_surgery.surgery.layering import unlayered
 from aa_surgery.surgery.operate import prepare
 from aa_surgery.surgery.plan import Plan
 from aa_surgery.surgery.planning import plan_antialias

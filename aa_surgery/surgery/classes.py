@@ -19,8 +19,9 @@ from typing import Any
 
 from torch import nn
 from torch.fx.graph_module import _forward_from_src
-from torch.nn.utils import parametrize
 
+from aa_surgery.surgery.instance import require_run
+from aa_surgery.surgery.layering import antialiased_of, unlayered
 from aa_surgery.surgery.ops import OPS
 from aa_surgery.treated import require_whole
 
@@ -29,10 +30,7 @@ __all__ = [
     "Antialiased",
     "Recipe",
     "antialiased_class",
-    "antialiased_of",
-    "relayered",
     "typed_signature",
-    "unlayered",
 ]
 
 REBUILDING_METHODS = ("reparameterize", "switch_to_deploy", "fuse")
@@ -91,6 +89,8 @@ class Antialiased:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the module, if its treatment is whole."""
         require_whole(self)
+        if "forward" in self.__dict__:
+            require_run(self, antialiased_of(self))
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -125,31 +125,6 @@ def _run_dense(module: Any, recipe: Recipe) -> None:
     host: Any = type(module)
     cls = antialiased_class(host, Recipe(recipe.op, half=True))
     dress(module, Dress(cls, extras={"aa_op": dense_numbers(module)}))
-
-
-def antialiased_of(module: nn.Module) -> Any:
-    """Return the class that surgery gave a module, below what was put over it; None without."""
-    return next((c for c in type(module).__mro__ if "_aa_host" in vars(c)), None)
-
-
-def unlayered(cls: Any) -> Any:
-    """Return the class below those that parametrizations put over it."""
-    return unlayered(cls.__bases__[0]) if _is_layer(cls) else cls
-
-
-def relayered(cls: Any, below: type) -> type:
-    """Return `below`, with the layers over it that parametrizations put on `cls`.
-
-    The layer must stay on top: `remove_parametrizations` takes the class below it.
-    """
-    if not _is_layer(cls):
-        return below
-    body = {n: v for n, v in vars(cls).items() if n not in ("__dict__", "__weakref__")}
-    return type(cls.__name__, (relayered(cls.__bases__[0], below),), body)
-
-
-def _is_layer(cls: type) -> bool:
-    return cls.__module__ == parametrize.__name__ and cls.__name__.startswith("Parametrized")
 
 
 @cache

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from aa_surgery.surgery.classes import Recipe, antialiased_of, relayered
+from aa_surgery.surgery.classes import Recipe
+from aa_surgery.surgery.instance import is_around, rebind
+from aa_surgery.surgery.layering import antialiased_of, relayered, unlayered
 from aa_surgery.treated import KEY, Half, Reference, Worn, worn_by
 
 __all__ = ["Dress", "State", "dress", "put_back", "state_of", "undress"]
@@ -54,6 +56,7 @@ def dress(module: nn.Module, worn: Dress) -> None:
     children = {names.get(n, n): child for n, child in worn.children.items()}
     extras = {names.get(n, n): value for n, value in worn.extras.items()}
     learning = tuple(n for n in worn.frozen if module.get_parameter(n).requires_grad)
+    rebind(module, unlayered(type(module)), worn.cls)
     _set_class(module, relayered(type(module), worn.cls))
     for name, child in children.items():
         child.train(module.training)
@@ -79,10 +82,14 @@ def undress(module: nn.Module) -> Dress:
     cls = antialiased_of(module)
     assert worn is not None
     assert cls is not None
+    rebind(module, cls, cls._aa_host)
     _set_class(module, relayered(type(module), cls._aa_host))
     names = {actual: name for name, actual in cls._aa_recipe.renamed}
-    attributes = {name: module.__dict__.pop(name) for name in worn.hidden}
-    module.__dict__.update(worn.own)
+    hidden = [name for name in worn.hidden if name != "forward"]
+    if is_around(module.__dict__.get("forward")):
+        hidden.append("forward")  # else another was set since
+    attributes = {name: module.__dict__.pop(name, None) for name in hidden}
+    module.__dict__.update({n: value for n, value in worn.own.items() if n in hidden})
     del module.__dict__[KEY]
     _let_learn(module, worn.frozen, True)
     children = {names.get(n, n): module._modules.pop(n, None) for n in worn.children}

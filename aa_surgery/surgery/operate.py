@@ -8,15 +8,13 @@ from typing import Any
 from torch import nn
 
 from aa_surgery.errors import UnsupportedModelError
+from aa_surgery.sites.instance import replaces_forward
 from aa_surgery.surgery.change import Change
-from aa_surgery.surgery.classes import (
-    REBUILDING_METHODS,
-    Recipe,
-    antialiased_class,
-    unlayered,
-)
+from aa_surgery.surgery.classes import REBUILDING_METHODS, Recipe, antialiased_class
 from aa_surgery.surgery.dress import Dress
 from aa_surgery.surgery.forward import rewritten_sources
+from aa_surgery.surgery.instance import around
+from aa_surgery.surgery.layering import unlayered
 from aa_surgery.treated import worn_by
 
 __all__ = ["prepare"]
@@ -29,36 +27,41 @@ def prepare(model: nn.Module, changes: Mapping[str, Change]) -> list[tuple[nn.Mo
     edited = {p: (model.get_submodule(p), c.graph_edits) for p, c in changes.items()}
     rewritten = rewritten_sources({p: scope for p, scope in edited.items() if scope[1]})
     for path in {**changes, **guards}:
-        module, change = model.get_submodule(path), changes.get(path, Change())
-        if worn_by(module) is not None:
-            if path not in changes:
-                continue  # it is guarded already
+        module = model.get_submodule(path)
+        if worn_by(module) is None:
+            change = changes.get(path, Change())
+            sources, guarded = rewritten.get(path, ()), guards.get(path, ())
+            prepared.append((module, _dress_for(module, change, sources, guarded)))
+        elif path in changes:
             raise UnsupportedModelError(
                 f"{path or 'the model'} was treated before, with another part of the model. "
                 "Call remove_antialias(model), then treat the whole."
             )
-        extras: dict[str, Any] = {"aa_op": change.numbers} if change.numbers else {}
-        if path in rewritten and path in guards:
-            extras["aa_edits"] = tuple(change.graph_edits)
-        recipe = Recipe(
-            change.op,
-            rewritten.get(path, ()),
-            change.wrapped,
-            guards.get(path, ()),
-            change.half,
-            _renamed(module, (*change.children, *extras)),
-        )
-        worn = Dress(
-            antialiased_class(unlayered(type(module)), recipe),
-            dict(change.children),
-            extras,
-            change.attributes,
-            change.frozen,
-            tuple(change.sites),
-            tuple(change.halves),
-        )
-        prepared.append((module, worn))
     return prepared
+
+
+def _dress_for(
+    module: nn.Module, change: Change, sources: tuple[str, ...], guarded: tuple[str, ...]
+) -> Dress:
+    """Return what one module will wear."""
+    extras: dict[str, Any] = {"aa_op": change.numbers} if change.numbers else {}
+    if sources and guarded:
+        extras["aa_edits"] = tuple(change.graph_edits)
+    renamed = _renamed(module, (*change.children, *extras))
+    wrapped, attributes = change.wrapped, dict(change.attributes)
+    if wrapped and replaces_forward(module):
+        names = {name: dict(renamed).get(name, name) for name in change.children}
+        wrapped, attributes["forward"] = (), around(module, names)
+    recipe = Recipe(change.op, sources, wrapped, guarded, change.half, renamed)
+    return Dress(
+        antialiased_class(unlayered(type(module)), recipe),
+        dict(change.children),
+        extras,
+        attributes,
+        change.frozen,
+        tuple(change.sites),
+        tuple(change.halves),
+    )
 
 
 def _renamed(module: nn.Module, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

@@ -29,9 +29,10 @@ from aa_surgery.sites.modules import plain_forward
 from aa_surgery.sites.tracer import trace_scope
 from aa_surgery.surgery.change import conv_op
 from aa_surgery.surgery.changes import conv_padding
-from aa_surgery.surgery.classes import Antialiased, Recipe, antialiased_class, unlayered
+from aa_surgery.surgery.classes import Antialiased, Recipe, antialiased_class
 from aa_surgery.surgery.dress import Dress, dress, put_back, state_of, undress
 from aa_surgery.surgery.forward import GraphEdit, rewritten_sources
+from aa_surgery.surgery.layering import unlayered
 from aa_surgery.treated import Half, inserted
 
 __all__ = ["dense_numbers", "rebuild"]
