@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ OWNER = "_antialias_owner"
 Part = Literal["op", "layer"]
 _OTHER: dict[str, Part] = {"op": "layer", "layer": "op"}
 _NAMES = {"op": "the op that runs dense", "layer": "the layer that subsamples behind it"}
+_NOTHING = (lambda: None).__code__
 _WAY_OUT = (
     "Call remove_antialias(model) before parts of the model are replaced, converted or fused, and "
     "apply_antialias(model) after; now, remove_antialias(model) and apply_antialias(model)."
@@ -81,6 +82,7 @@ class Half:
         root: The nearest module that holds both.
         here: The path of this half from there.
         there: The path of the other half.
+        norm: The class of the norm whose own activation carries the layer, if one does.
     """
 
     site: str
@@ -89,6 +91,7 @@ class Half:
     root: Reference
     here: tuple[str, ...]
     there: tuple[str, ...]
+    norm: str = ""
 
     def is_alone(self) -> bool:
         """Whether one half is in its model, and the other is not."""
@@ -96,9 +99,7 @@ class Half:
         if root is None:
             return False
         other = _OTHER[self.part]
-        here = self._stands(root, self.here, self.part)
-        there = self._stands(root, self.there, other)
-        if here == there:
+        if self._stands(root, self.here, self.part) and self._stands(root, self.there, other):
             return False
         # a container may have been indexed anew, a module been wrapped in an adapter
         found = {part: path for path, part in self._found(root)}
@@ -115,11 +116,21 @@ class Half:
 
     def _stands(self, root: nn.Module, path: tuple[str, ...], part: Part) -> bool:
         module: Any = root
+        around: Any = None
         for name in path:
-            module = module._modules.get(name)
+            around, module = module, module._modules.get(name)
             if module is None:
                 return False
-        return self._is_on(module, part)
+        return self._is_on(module, part) and (part == "op" or self.is_run(path, around))
+
+    def is_run(self, path: Sequence[str], around: Any) -> bool:
+        """Whether the module around the layer's carrier can be seen to call it.
+
+        A norm may be converted to one that keeps its activation as a child, and does not run it.
+        """
+        if not self.norm or around is None or type(around).__name__ == self.norm:
+            return True
+        return path[-1] in getattr(type(around).forward, "__code__", _NOTHING).co_names
 
     def _is_on(self, module: nn.Module, part: Part) -> bool:
         worn = module.__dict__.get(KEY)
@@ -131,8 +142,9 @@ class Half:
     def _found(self, root: nn.Module) -> Iterator[tuple[tuple[str, ...], Part]]:
         for name, module in root.named_modules():
             for part in _OTHER.values():
-                if self._is_on(module, part):
-                    yield tuple(name.split(".")) if name else (), part
+                path = tuple(name.split(".")) if name else ()
+                if self._is_on(module, part) and self._stands(root, path, part):
+                    yield path, part
 
     def describe(self) -> str:
         """Return what is gone, and what to do."""
@@ -200,7 +212,7 @@ def lost_halves(model: nn.Module) -> tuple[tuple[str, Half], ...]:
 
     Told by what `model` holds: both halves, or one of them.
     """
-    carriers = [(n, h) for n, m in model.named_modules() for h in _halves(m)]
+    carriers = [(n, h) for n, m in model.named_modules() for h in _halves(m) if _runs(model, n, h)]
     present = Counter((h.site, h.treatment, h.part) for _, h in carriers)
     return tuple(
         (name, half)
@@ -208,6 +220,11 @@ def lost_halves(model: nn.Module) -> tuple[tuple[str, Half], ...]:
         if present[half.site, half.treatment, half.part]
         > present[half.site, half.treatment, _OTHER[half.part]]
     )
+
+
+def _runs(model: nn.Module, name: str, half: Half) -> bool:
+    around, _, last = name.rpartition(".")
+    return half.part == "op" or not name or half.is_run([last], model.get_submodule(around))
 
 
 def _halves(module: nn.Module) -> tuple[Half, ...]:

@@ -16,6 +16,7 @@ from aa_surgery.layers.downsample import Downsample
 from aa_surgery.layers.maps import AverageBlurPool, BlurMaps
 from aa_surgery.rules import Edit
 from aa_surgery.sites import Anchor, Site
+from aa_surgery.sites.kinds import is_norm
 from aa_surgery.sites.windows import takes_tokens
 from aa_surgery.surgery.change import Change, conv_op
 from aa_surgery.surgery.circular import make_circular
@@ -75,8 +76,10 @@ def _note_halves(changes: dict[str, Change], edit: Edit, model: nn.Module, treat
     root = Reference(model.get_submodule(".".join(there[0][:common])))
     first, second = (tuple(names[common:]) for names in there)
     name = edit.site.name
-    changes[op].halves.append(Half(name, "op", treatment, root, first, second))
-    changes[layer].halves.append(Half(name, "layer", treatment, root, second, first))
+    around = model.get_submodule(layer.rpartition(".")[0])
+    norm = type(around).__name__ if is_norm(around) else ""
+    changes[op].halves.append(Half(name, "op", treatment, root, first, second, norm))
+    changes[layer].halves.append(Half(name, "layer", treatment, root, second, first, norm))
 
 
 def new_keys(model: nn.Module, plan: Plan) -> tuple[str, ...]:
