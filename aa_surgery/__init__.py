@@ -13,7 +13,7 @@ from aa_surgery.errors import NoEffectWarning, SurgeryError
 from aa_surgery.filters import frequency_response, list_filters
 from aa_surgery.integrations.timm import register as _register_with_timm
 from aa_surgery.sites import Site, find_sites
-from aa_surgery.surgery import Plan, apply_antialias, plan_antialias, remove_antialias
+from aa_surgery.surgery import Plan, apply_antialias, plan_antialias, remove_antialias, verify
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,7 @@ __all__ = [
     "list_filters",
     "plan_antialias",
     "remove_antialias",
+    "verify",
 ]
 
 _register_with_timm()

@@ -7,6 +7,7 @@ from typing import Any
 __all__ = [
     "CheckpointMismatchError",
     "FilterError",
+    "HalfTreatedError",
     "InputError",
     "MethodError",
     "NoEffectWarning",
@@ -42,6 +43,10 @@ class UnsupportedModelError(SurgeryError):
 
 class UnsupportedSiteError(SurgeryError):
     """A downsampling op cannot be treated as asked."""
+
+
+class HalfTreatedError(SurgeryError):
+    """One half of a treatment was replaced, converted or taken out of the model."""
 
 
 class NotTraceableError(SurgeryError):

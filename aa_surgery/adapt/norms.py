@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from aa_surgery.treated import inserted
+
 __all__ = ["AffineNorm", "Norm", "RunningNorm", "find_norms"]
 
 
@@ -147,8 +149,9 @@ def find_norms(model: nn.Module) -> dict[str, Norm]:
     [('0', 'RunningNorm'), ('1', 'AffineNorm')]
     """
     found: dict[str, Norm] = {}
+    ours = inserted(model.modules())
     for name, module in model.named_modules():
-        if any(part.startswith("aa_") for part in name.split(".")):
+        if module in ours:
             continue  # part of what the surgery put in, which the original does not have
         if _has(module, "running_mean", "running_var"):
             found[name] = RunningNorm(name, module, tuple(_tensor(module, "running_mean").shape))

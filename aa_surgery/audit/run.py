@@ -17,6 +17,7 @@ from aa_surgery.audit.report import AuditReport, AuditRow, Verdict
 from aa_surgery.audit.scopes import Scopes
 from aa_surgery.errors import InputError, SurgeryError, UnsupportedModelError
 from aa_surgery.layers import canonical_form
+from aa_surgery.treated import lost_halves
 
 __all__ = ["audit"]
 
@@ -78,6 +79,9 @@ def audit(model: nn.Module, *inputs: Any, plan: object | None = None, **kwargs: 
             "e.g. audit(model, torch.randn(1, 3, 224, 224))."
         )
     plan = getattr(inner, "_antialias_plan", None) if plan is None else plan
+    lost = lost_halves(inner)
+    if lost:
+        return AuditReport((), (), tuple(half.describe() for _, half in lost))
     events, broken = _observed(inner, inputs, kwargs)
     return AuditReport(_rows(events.found, _reasons(plan)), tuple(events.unread), broken)
 

@@ -14,8 +14,8 @@ from aa_surgery.cli import files
 from aa_surgery.errors import InputError
 from aa_surgery.models import load_model
 from aa_surgery.surgery import Plan, plan_antialias
-from aa_surgery.surgery.apply import PLAN
 from aa_surgery.surgery.classes import Antialiased
+from aa_surgery.treated import PLAN
 
 __all__ = [
     "build_model",

@@ -2,6 +2,7 @@
 # Without the future import of annotations: TorchScript reads those of a class as objects.
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,38 @@ class Downsample(Unscriptable, nn.Module):
         """
         self.strength = strength
 
+    def init_non_persistent_buffers(self) -> None:
+        """Fill the buffers that no state_dict holds; this layer has none."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        # `to_empty` gives these buffers memory that nothing has written, and no state_dict will
+        before = dict(self._buffers)
+        ours = [before[name] for name in self._non_persistent_buffers_set]
+
+        def moved_or_made(tensor: Tensor) -> Any:
+            try:
+                return fn(tensor)
+            except NotImplementedError:  # there are no values on the meta device to move
+                if not any(tensor is buffer for buffer in ours):
+                    raise
+                return fn(torch.empty_like(tensor, device="cpu"))
+
+        super()._apply(moved_or_made, recurse)
+        moved = [b for n, b in self._buffers.items() if b is not None and b is not before[n]]
+        if moved and all(type(b) in (Tensor, nn.Buffer) and not b.is_meta for b in moved):
+            with torch.no_grad():
+                self.init_non_persistent_buffers()
+        return self
+
+    def _leave_meta(self, x: Tensor) -> None:
+        """Fill what is still on the meta device, where weights that are assigned do not reach."""
+        asleep = {n: b for n, b in self._buffers.items() if b is not None and b.is_meta}
+        if asleep and not x.is_meta:
+            with torch.inference_mode(False), torch.no_grad():
+                for name, buffer in asleep.items():
+                    self._buffers[name] = torch.empty_like(buffer, device=x.device)
+                self.init_non_persistent_buffers()
+
     def sample(self, x: Tensor) -> Tensor:
         """Return the subsampled map, `(N, C, *ceil(spatial / stride))`, of `(N, C, *spatial)`."""
         raise NotImplementedError(f"{type(self).__name__} defines no sample(x)")
@@ -80,6 +113,7 @@ class Downsample(Unscriptable, nn.Module):
                 f"{type(self).__name__} over {inner - 1} axes: expected a map with {inner} axes, "
                 f"or a batch of them, got shape {tuple(x.shape)}. Give maps of that shape."
             )
+        self._leave_meta(x)
         maps = x if x.ndim == inner + 1 else x.unsqueeze(0).flatten(0, -inner - 1)
         if self.channels_last:
             maps = maps.movedim(-1, 1)

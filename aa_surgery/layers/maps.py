@@ -103,9 +103,8 @@ class AverageBlurPool(BlurPool):
 
         The arguments are those of the average, whose share is in the output below strength 1.
         """
-        y = AF.blur(
-            x, self.kernel, self.taps, self.stride, self.padding_mode, self.before, self.after
-        )
+        kernel = self._kernel_for(x)
+        y = AF.blur(x, kernel, self.taps, self.stride, self.padding_mode, self.before, self.after)
         if not self.averages:
             return y
         average = _average(

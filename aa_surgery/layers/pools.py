@@ -102,7 +102,14 @@ class BlurPool(Downsample):
     def _blurred_channels_first(self, x: Tensor) -> Tensor:
         # a compiled graph reads the kernel; that of other taps would be compiled for each strength
         taps = self.full_taps if torch.compiler.is_compiling() else self.taps
-        return AF.blur(x, self.kernel, taps, self.stride, self.padding_mode)
+        return AF.blur(x, self._kernel_for(x), taps, self.stride, self.padding_mode)
+
+    def _kernel_for(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self.kernel
+        if self.kernel.is_meta:
+            self._leave_meta(x)
+        return self.kernel
 
     def extra_repr(self) -> str:
         """Return what `repr` shows of the layer."""

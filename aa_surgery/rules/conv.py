@@ -59,8 +59,9 @@ def blur_after_activation(site: Site, options: Options) -> Edit | Left | None:
         return None
     if site.activation is not None:
         return options.dense_then_blur(site, site.activation)
+    # not behind the norm, which may be converted or merged without the convolution
     note = "no activation follows: blurred behind the convolution"
-    return options.dense_then_blur(site, site.output, note=note)
+    return options.dense_then_blur(site, site.back, note=note)
 
 
 def _dense_is_better(site: Site, method: Method) -> bool:

@@ -11,13 +11,15 @@ from aa_surgery.layers.downsample import Downsample
 from aa_surgery.sites.flow import Flow, Spot
 from aa_surgery.sites.functions import read_node
 from aa_surgery.sites.heads import is_global_pool
+from aa_surgery.sites.instance import REPLACED_FORWARD, replaces_forward
 from aa_surgery.sites.kinds import has_two_forms, is_getitem, is_size_read
 from aa_surgery.sites.leaves import called_function
 from aa_surgery.sites.modules import plain_forward, read_conv_like, read_module
 from aa_surgery.sites.partitions import is_put_back
 from aa_surgery.sites.reach import reached
-from aa_surgery.sites.site import Site, Unread
+from aa_surgery.sites.site import Anchor, Site, Unread
 from aa_surgery.sites.unread import read_patch_embedding, unread_forwards
+from aa_surgery.treated import inserted, worn_by
 
 __all__ = ["find_sites", "survey"]
 
@@ -40,13 +42,19 @@ def survey(model: nn.Module) -> tuple[tuple[Site, ...], tuple[Unread, ...]]:
     flow = Flow(model)
     sites: list[Site] = []
     layers = tuple(f"{path}." for path, m in flow.modules.items() if isinstance(m, Downsample))
+    ours = inserted(flow.modules.values())
     for path, module in flow.modules.items():
-        if f"{path}.".startswith(layers) or any(p.startswith("aa_") for p in path.split(".")):
+        if f"{path}.".startswith(layers) or module in ours:
             continue
         fields = read_module(module)
-        if fields is not None and plain_forward(module):
+        if worn_by(module) is not None:
+            sites += _treated_sites(path, module, fields, flow)
+        elif fields is not None and plain_forward(module):
             if _samples(module, fields, flow):
-                sites.append(_module_site(path, module, fields, flow))
+                site = _module_site(path, module, fields, flow)
+                if replaces_forward(module):
+                    site = replace(site, activation=None, opaque=REPLACED_FORWARD)
+                sites.append(site)
         elif path in flow.graphs:
             sites += _function_sites(path, module, fields, flow)
         elif path in flow.failures:
@@ -80,6 +88,32 @@ def _samples(module: nn.Module, fields: dict[str, Any], flow: Flow) -> bool:
     if fields["op"] in ("max_pool", "avg_pool"):
         return not is_global_pool(flow, calls[0])
     return True
+
+
+_DONE = "anti-aliased already"
+_CARRIES = "it carries the layer of another site: call remove_antialias(model), to treat both"
+
+
+def _treated_sites(
+    path: str, module: nn.Module, fields: dict[str, Any] | None, flow: Flow
+) -> list[Site]:
+    """Return the sites of a module that surgery changed, which are left as they are."""
+    worn = worn_by(module)
+    sites = worn.sites if worn is not None else ()
+    if not sites:
+        own = [] if fields is None else [_module_site(path, module, fields, flow)]
+        return [replace(site, activation=None, output=None, problem=_CARRIES) for site in own]
+    return [
+        replace(
+            site,
+            name=f"{path}:{site.node}" if site.in_forward else path,
+            scope=path if site.node else path.rpartition(".")[0],
+            activation=None,
+            output=None,
+            problem=_DONE,
+        )
+        for site in sites
+    ]
 
 
 def _opaque_site(path: str, module: nn.Module, fields: dict[str, Any], flow: Flow) -> Site:
@@ -162,6 +196,11 @@ def _with_surroundings(site: Site, spot: Spot, flow: Flow) -> Site:
     return replace(
         site,
         follows=follows,
-        output=flow.anchor(linear),
-        activation=None if activation is None else flow.anchor(activation),
+        output=_free(flow.anchor(linear), flow),
+        activation=None if activation is None else _free(flow.anchor(activation), flow),
     )
+
+
+def _free(anchor: Anchor, flow: Flow) -> Anchor | None:
+    """Return the place, if the module there was not treated already, with another part."""
+    return anchor if worn_by(flow.modules[anchor.path]) is None else None

@@ -19,7 +19,7 @@ from aa_surgery.sites.kinds import (
     is_size_read,
     reads_map_size,
 )
-from aa_surgery.sites.roles import is_pointwise, role_of_function, role_of_module
+from aa_surgery.sites.roles import is_norm, is_pointwise, role_of_function, role_of_module
 from aa_surgery.sites.site import Anchor, Given
 from aa_surgery.sites.tracer import PLAIN, Trace, trace_scopes
 
@@ -227,6 +227,21 @@ class Flow:
         calls = self.calls(self.modules[spot.path])
         return len(calls) == 1 and self._is_measured(calls[0])
 
+    def _last_part(self, path: str) -> str:
+        """Return the activation that makes the output of a norm with one in it, else `path`.
+
+        timm's `BatchNormAct2d` hands its activation on to the norm that it is converted to.
+        """
+        if not is_norm(self.modules[path]) or path not in self.graphs:
+            return path
+        output: Any = next(n for n in self.graphs[path].nodes if n.op == "output").args[0]
+        if getattr(output, "op", "") != "call_module":
+            return path
+        last = Spot(path, output)
+        single = len(self.calls(self.module_of(last))) == 1
+        active = role_of_module(self.module_of(last)) == "activation"
+        return self.name_of(last) if single and active else path
+
     def anchor(self, spot: Spot) -> Anchor:
         """Return where a blur of a node's value stands best.
 
@@ -235,7 +250,7 @@ class Flow:
         they serve every method of their owner (`forward_features`, `forward_intermediates`).
         """
         if spot.node.op == "call_module" and len(self.calls(self.module_of(spot))) == 1:
-            return Anchor("after", self.name_of(spot))
+            return Anchor("after", self._last_part(self.name_of(spot)))
         uses = self.uses(spot)
         if uses is not None and len(uses) == 1 and uses[0].node.op == "call_module":
             reader = uses[0]

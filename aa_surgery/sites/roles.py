@@ -14,7 +14,7 @@ from torch import fx, nn
 from aa_surgery.sites.kinds import arguments, is_torch_forward
 from aa_surgery.sites.probing import probed_role
 
-__all__ = ["is_pointwise", "role_of_function", "role_of_module"]
+__all__ = ["is_norm", "is_pointwise", "role_of_function", "role_of_module"]
 
 _ACTIVATION_FUNCTIONS = {
     function
@@ -30,6 +30,7 @@ _ACTIVATION_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", 
 _TRANSPARENT_METHODS = {"contiguous", "to", "type_as", "float"}
 _TRANSPARENT_TYPES = (nn.Identity, nn.modules.dropout._DropoutNd)
 _NOT_ACTIVATIONS = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 _NOT_PROBED = (nn.Sequential, nn.Linear, nn.modules.conv._ConvNd)
 _BATCH_NORM = (
     "input",
@@ -67,6 +68,11 @@ def is_pointwise(module: nn.Module) -> bool:
     if any(isinstance(part, _NOT_PROBED) for part in module.modules()):
         return False
     return probed_role(module) != ""
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Tell whether a module is a norm of torch's, or of a class derived from one."""
+    return isinstance(module, _NORMS)
 
 
 def _role_in_torch(module: nn.Module, channels_last: bool) -> str:

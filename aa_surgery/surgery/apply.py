@@ -12,17 +12,16 @@ from aa_surgery.errors import NoEffectWarning, UnsupportedModelError
 from aa_surgery.filters import Filter
 from aa_surgery.methods import Method
 from aa_surgery.surgery.changes import changes_of
-from aa_surgery.surgery.checks import check_alone, check_fit, check_indices, check_model
+from aa_surgery.surgery.checks import check_alone, check_fit, check_model
 from aa_surgery.surgery.classes import Antialiased
-from aa_surgery.surgery.dress import undress
-from aa_surgery.surgery.operate import commit, prepare
+from aa_surgery.surgery.dress import dress, put_back, state_of, undress
+from aa_surgery.surgery.layering import unlayered
+from aa_surgery.surgery.operate import prepare
 from aa_surgery.surgery.plan import Plan
 from aa_surgery.surgery.planning import plan_antialias
+from aa_surgery.treated import OWNER, PLAN, Reference, lost_halves, worn_by
 
 __all__ = ["apply_antialias", "remove_antialias"]
-
-PLAN = "_antialias_plan"
-"""The attribute of a model that holds the plan it was changed by."""
 
 
 def apply_antialias(
@@ -85,11 +84,8 @@ def apply_antialias(
     torch.Size([1, 1000])
     """
     check_model(model)
-    if any(isinstance(m, Antialiased) for m in model.modules()):
-        _warn(
-            f"{type(model).__name__} is anti-aliased already; nothing was changed. "
-            "Call remove_antialias(model) first to choose other options."
-        )
+    if PLAN in model.__dict__ and _is_treated(model):
+        _warn(_already(model))
         return model
     options = dict(
         filter=filter,
@@ -109,13 +105,20 @@ def apply_antialias(
     else:
         check_alone(plan, options)
         check_fit(plan, model, example)
-    check_indices(plan)
     if not plan.edits:
-        _warn(f"{type(model).__name__}: nothing to anti-alias; it was not changed. {_why(plan)}")
+        why = f"{type(model).__name__}: nothing to anti-alias; it was not changed. {_why(plan)}"
+        _warn(_already(model) if _is_treated(model) else why)
         return model
-    commit(prepare(model, changes_of(model, plan)))
-    model.__dict__[PLAN] = plan
-    return model
+    prepared = prepare(model, changes_of(model, plan))
+    state = state_of([model, *(module for module, _ in prepared)])
+    try:
+        for module, worn in prepared:
+            dress(module, worn)
+        model.__dict__.update({PLAN: plan, OWNER: Reference(model)})
+        return model
+    except BaseException:
+        put_back(state)
+        raise
 
 
 def remove_antialias(model: nn.Module) -> nn.Module:
@@ -127,6 +130,10 @@ def remove_antialias(model: nn.Module) -> nn.Module:
     Returns:
         `model` itself, its outputs bit-equal to those before the surgery with these weights.
 
+    Raises:
+        UnsupportedModelError: Only a part of what was treated together is given, a shallow copy, or
+            a module whose class was changed again; nothing was changed.
+
     Warns:
         NoEffectWarning: The model has no anti-aliasing of ours.
 
@@ -135,20 +142,59 @@ def remove_antialias(model: nn.Module) -> nn.Module:
     >>> type(model.maxpool).__name__
     'MaxPool2d'
     """
-    changed = {n: m for n, m in model.named_modules() if isinstance(m, Antialiased)}
-    for name, module in changed.items():
-        if "_aa_host" not in type(module).__dict__:
-            raise UnsupportedModelError(
-                f"{name or 'model'}: its class was changed again after the surgery, to "
-                f"{type(module).__name__}. Undo that first (a parametrization, say)."
-            )
+    changed: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, Antialiased)}
+    _check_removable(model, changed)
     if not changed:
         _warn(f"{type(model).__name__} has no anti-aliasing to remove; nothing was changed.")
-    for name in changed:
-        undress(model.get_submodule(name))
-    for part in model.modules():
-        part.__dict__.pop(PLAN, None)
-    return model
+    state = state_of(model.modules())
+    try:
+        for module in changed.values():
+            undress(module)
+        for part in model.modules():
+            part.__dict__.pop(PLAN, None)
+            part.__dict__.pop(OWNER, None)
+        return model
+    except BaseException:
+        put_back(state)
+        raise
+
+
+def _check_removable(model: nn.Module, changed: Mapping[str, Any]) -> None:
+    parts: dict[str, Any] = {"": model, **changed}
+    for name, module in parts.items():
+        where, worn = name or "the model", worn_by(module)
+        reference = module.__dict__.get(OWNER) if worn is None else worn.owner
+        owner = None if reference is None else reference()
+        if owner is not None and owner is not module and owner._modules is module._modules:
+            raise UnsupportedModelError(
+                f"{where} is a shallow copy of a {type(module).__name__} and shares its parts with "
+                "the original. Use copy.deepcopy(model), or remove_antialias(the original)."
+            )
+        if isinstance(module, Antialiased) and "_aa_host" not in vars(unlayered(type(module))):
+            raise UnsupportedModelError(
+                f"{where}: its class was changed again after the surgery, to "
+                f"{type(module).__name__}. Undo that first."
+            )
+    inside = set(changed.values())
+    for name, half in lost_halves(model):
+        other = half.other()
+        if other is not None and other not in inside:
+            raise UnsupportedModelError(
+                f"{name or 'the model'} carries half of the anti-aliasing of {half.site}, and "
+                f"{'.'.join(half.there)} of the {type(half.root()).__name__}, which is not in "
+                f"this {type(model).__name__}, the other half. Call remove_antialias on the whole."
+            )
+
+
+def _is_treated(model: nn.Module) -> bool:
+    return any(isinstance(m, Antialiased) for m in model.modules())
+
+
+def _already(model: nn.Module) -> str:
+    return (
+        f"{type(model).__name__} is anti-aliased already; nothing was changed. "
+        "Call remove_antialias(model) first to choose other options."
+    )
 
 
 def _why(plan: Plan) -> str:

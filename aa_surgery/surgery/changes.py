@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import nn
@@ -16,11 +18,13 @@ from aa_surgery.layers.maps import AverageBlurPool, BlurMaps
 from aa_surgery.layers.resize import BlurBeforeResize
 from aa_surgery.rules import Edit
 from aa_surgery.sites import Anchor, Site
+from aa_surgery.sites.roles import is_norm
 from aa_surgery.sites.windows import takes_tokens
 from aa_surgery.surgery.change import Change, conv_op
 from aa_surgery.surgery.circular import make_circular
 from aa_surgery.surgery.forward import GraphEdit
 from aa_surgery.surgery.plan import Plan
+from aa_surgery.treated import Half, Reference
 
 __all__ = ["MakeLayer", "changes_of", "conv_padding", "new_keys"]
 
@@ -32,8 +36,10 @@ def changes_of(model: nn.Module, plan: Plan, make: MakeLayer | None = None) -> d
     """Return what happens to each module, by name; `make` makes other layers than the methods'."""
     changes: dict[str, Change] = defaultdict(Change)
     layers: dict[str, Any] = {}
+    treatment = uuid4().hex
     for edit in plan.edits:
         site = edit.site
+        changes[_op_path(site)].sites.append(site)
         like = _like(model, site)
         if edit.placement == "replace":
             _place_replacement(changes, edit, like, model)
@@ -42,21 +48,42 @@ def changes_of(model: nn.Module, plan: Plan, make: MakeLayer | None = None) -> d
         if edit.anchor is None:
             continue
         layers[site.name] = layer = (make or _layer)(edit, like)
+        _note_halves(changes, edit, model, treatment)
         if _pools_in_forward(edit):
-            _place_call(changes, edit, _pool_call(site, layer))
+            _place_call(changes, edit, _pool_call(site, layer), model)
         elif _blurs_itself(edit, plan.circular):
             changes[site.name].children["aa_blur"] = layer
         elif site.op == "window" and takes_tokens(model.get_submodule(site.name)):
             changes[site.name].op = "aligned_tokens"
             changes[site.name].children["aa_roll"] = layer
         else:
-            _place_layer(changes, edit, edit.anchor, layer)
+            _place_layer(changes, edit, edit.anchor, layer, model)
     for edit in plan.edits if make is None else ():
         if edit.leader:
             layers[edit.site.name].follow(layers[edit.leader])
     if plan.circular:
         make_circular(model, changes)
     return changes
+
+
+def _op_path(site: Site) -> str:
+    return site.scope if site.in_forward else site.name
+
+
+def _note_halves(changes: dict[str, Change], edit: Edit, model: nn.Module, treatment: str) -> None:
+    """Let the op that runs dense and the layer that subsamples know each other."""
+    op, layer = _op_path(edit.site), edit.anchor.path if edit.anchor else ""
+    if edit.op_stride is None or edit.anchor is None or op == layer:
+        return
+    there = [path.split(".") if path else [] for path in (op, layer)]
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*there, strict=False)))
+    root = Reference(model.get_submodule(".".join(there[0][:common])))
+    first, second = (tuple(names[common:]) for names in there)
+    name = edit.site.name
+    around = model.get_submodule(layer.rpartition(".")[0])
+    norm = type(around).__name__ if is_norm(around) else ""
+    changes[op].halves.append(Half(name, "op", treatment, root, first, second, norm))
+    changes[layer].halves.append(Half(name, "layer", treatment, root, second, first, norm))
 
 
 def new_keys(model: nn.Module, plan: Plan) -> tuple[str, ...]:
@@ -69,7 +96,6 @@ def new_keys(model: nn.Module, plan: Plan) -> tuple[str, ...]:
         ".".join(filter(None, (path, child, key)))
         for path, change in changes.items()
         for child, layer in change.children.items()
-        if layer is not None
         for key in layer.state_dict()
     )
 
@@ -83,7 +109,7 @@ def _blurs_itself(edit: Edit, circular: bool) -> bool:
 def _place_op(changes: dict[str, Change], edit: Edit, model: nn.Module, circular: bool) -> None:
     site = edit.site
     if site.node:
-        _place_op_in_forward(changes, edit)
+        _place_op_in_forward(changes, edit, model)
         return
     change, module = changes[site.name], model.get_submodule(site.name)
     change.op = conv_op(module) if site.op == "conv" else site.op
@@ -100,18 +126,17 @@ def _pools_in_forward(edit: Edit) -> bool:
     return bool(edit.site.node) and pools and edit.placement == "post"
 
 
-def _place_op_in_forward(changes: dict[str, Change], edit: Edit) -> None:
+def _place_op_in_forward(changes: dict[str, Change], edit: Edit, model: nn.Module) -> None:
     """Let the op of a call in a forward run another way; pools come with their blur."""
     site = edit.site
     if site.op == "conv":
-        call = CONV_CALLS[site.ndim](site.stride, edit.op_stride or ())
-        _place_call(changes, edit, call, f"aa_{site.node}_dense")
+        _place_call(changes, edit, CONV_CALLS[site.ndim](site.stride, edit.op_stride or ()), model)
     elif site.op == "interpolate":
-        _place_call(changes, edit, ResizeCall())
+        _place_call(changes, edit, ResizeCall(), model)
     elif site.op in ("slice", "space_to_depth"):
-        name = f"aa_{site.node}_dense"
-        change = GraphEdit(edit, "dense", site.node, name, site.given)
-        changes[site.scope].graph_edits.append(change)
+        change = changes[site.scope]
+        name = _free_name(model.get_submodule(site.scope), change, f"{site.node}_dense")
+        change.graph_edits.append(GraphEdit(edit, "dense", site.node, name, site.given))
 
 
 def _pool_call(site: Site, blur: nn.Module) -> nn.Module:
@@ -119,14 +144,13 @@ def _pool_call(site: Site, blur: nn.Module) -> nn.Module:
     return calls[site.ndim](blur, site.stride)
 
 
-def _place_call(
-    changes: dict[str, Change], edit: Edit, call: nn.Module, name: str | None = None
-) -> None:
+def _place_call(changes: dict[str, Change], edit: Edit, call: nn.Module, model: nn.Module) -> None:
     """Let the scope's forward call a module of ours in the stead of the op's function."""
-    site = edit.site
-    name = name or f"aa_{site.node}"
-    changes[site.scope].graph_edits.append(GraphEdit(edit, "call", site.node, name, site.given))
-    changes[site.scope].children[name] = call
+    site, change = edit.site, changes[edit.site.scope]
+    word = f"{site.node}_dense" if site.op == "conv" else site.node
+    name = _free_name(model.get_submodule(site.scope), change, word)
+    change.graph_edits.append(GraphEdit(edit, "call", site.node, name, site.given))
+    change.children[name] = call
 
 
 def _numbers(edit: Edit, module: Any) -> dict[str, tuple[int, ...]]:
@@ -173,24 +197,32 @@ def _place_replacement(
         **like,
     )
     if site.node:
-        _place_call(changes, edit, _pool_call(site, blur))
+        _place_call(changes, edit, _pool_call(site, blur), model)
     else:
         changes[site.name].op = "replace"
         changes[site.name].children["aa_blur"] = blur
 
 
-def _place_layer(changes: dict[str, Change], edit: Edit, anchor: Anchor, layer: Downsample) -> None:
+def _free_name(module: nn.Module, change: Change, node: str) -> str:
+    """Return a name for the layer at a node that neither the module nor another layer has."""
+    name = f"aa_{node}"
+    while hasattr(module, name) or name in change.children:
+        name += "_"
+    return name
+
+
+def _place_layer(
+    changes: dict[str, Change], edit: Edit, anchor: Anchor, layer: Downsample, model: nn.Module
+) -> None:
     change = changes[anchor.path]
     if anchor.kind in ("node", "input"):
-        name = f"aa_{anchor.node}"
+        name = _free_name(model.get_submodule(anchor.path), change, anchor.node)
         action = "after" if anchor.kind == "node" else "input"
         change.graph_edits.append(GraphEdit(edit, action, anchor.node, name, anchor.given))
         change.children[name] = layer
         return
-    change.children.setdefault("aa_before", None)
-    change.children.setdefault("aa_after", None)
     name = f"aa_{anchor.kind}"
-    other = change.children[name]
+    other = change.children.get(name)
     if other is None:
         change.children[name] = layer
         return

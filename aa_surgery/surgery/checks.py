@@ -14,7 +14,6 @@ from aa_surgery.errors import (
     PlanError,
     SurgeryError,
     UnsupportedModelError,
-    UnsupportedSiteError,
     shown,
 )
 from aa_surgery.rules import Edit
@@ -26,7 +25,7 @@ from aa_surgery.surgery.consistent import check_decisions
 from aa_surgery.surgery.plan import Plan
 from aa_surgery.surgery.probe import with_maps
 
-__all__ = ["check_alone", "check_fit", "check_indices", "check_model"]
+__all__ = ["check_alone", "check_fit", "check_model"]
 
 _WRAPPERS = {
     "OptimizedModule": "torch.compile returned it. Apply to the original, then compile",
@@ -142,10 +141,3 @@ def _check_maps(plan: Plan, model: nn.Module, example: Tensor | None) -> None:
                 f"{said.site.name}: the plan says (channels, leader) {facts[0]}, a run of the "
                 f"model {facts[1]}. Make it again with plan_antialias(model, example=...)."
             )
-
-
-def check_indices(plan: Plan) -> None:
-    """Refuse max-pools that return indices, unless the user left them out by name."""
-    for item in plan.left:
-        if item.reason.startswith("return_indices"):
-            raise UnsupportedSiteError(f"{item.site.name} ({item.site.kind}): {item.reason}")

@@ -8,6 +8,8 @@ recipe where the process does not have it yet.
 from __future__ import annotations
 
 import inspect
+import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partialmethod
@@ -19,10 +21,19 @@ from torch import nn
 from torch.fx.graph_module import _forward_from_src
 
 from aa_surgery.layers.pools import BlurPool
+from aa_surgery.surgery.instance import require_run
+from aa_surgery.surgery.layering import antialiased_of, unlayered
 from aa_surgery.surgery.ops import OPS
 from aa_surgery.surgery.source import Rewritten, made
+from aa_surgery.treated import require_whole
 
-__all__ = ["REBUILDING_METHODS", "Antialiased", "Recipe", "antialiased_class", "typed_signature"]
+__all__ = [
+    "REBUILDING_METHODS",
+    "Antialiased",
+    "Recipe",
+    "antialiased_class",
+    "typed_signature",
+]
 
 REBUILDING_METHODS = ("reparameterize", "switch_to_deploy", "fuse")
 
@@ -34,14 +45,18 @@ class Recipe:
     Attributes:
         op: Which op runs another way: a key of `OPS`, or empty.
         methods: Methods that are rewritten, so that their calls that sample are treated.
-        wrapped: Whether a blur stands before or behind the whole module.
+        wrapped: `"before"`, `"after"`: where a blur stands around the whole module.
         guarded: Methods that rebuild the module from its weights, and must take its blurs along.
+        half: Whether the op runs dense, and the layer that subsamples is another module's.
+        renamed: Names of ours that the host has taken, with those used in their stead.
     """
 
     op: str = ""
     methods: tuple[Rewritten, ...] = ()
-    wrapped: bool = False
+    wrapped: tuple[str, ...] = ()
     guarded: tuple[str, ...] = ()
+    half: bool = False
+    renamed: tuple[tuple[str, str], ...] = ()
 
     @property
     def changes(self) -> bool:
@@ -53,14 +68,34 @@ class Antialiased:
     """Mixin of every module that surgery changed; `isinstance(module, Antialiased)` finds them.
 
     Modifications of the host class:
-    - `forward` alone; attributes, parameters, keys and other methods are the host's
-    - children `aa_*` hold the blurs
+    - `forward`; attributes, parameters, keys and other methods are the host's
+    - children hold the blurs; which of them are ours stands in the module's record (`treated.py`)
+    - a call is refused where the other half of a treatment is gone
+    - a new instance is one of the host class
     """
 
     _aa_host: type[nn.Module]
     _aa_recipe: Recipe
 
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        # `type(module)(...)`, as LoRA makes the layers beside one
+        cls = unlayered(type(self))
+        object.__setattr__(self, "__class__", cls._aa_host)
+        self.__init__(*args, **kwargs)
+        if cls._aa_recipe.half:
+            _run_dense(self, cls._aa_recipe)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep what the host does when it is subclassed (a registry, say) from being done."""
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the module, if its treatment is whole."""
+        require_whole(self)
+        if "forward" in self.__dict__:
+            require_run(self, antialiased_of(self))
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(protocol)
         if reduced[0] is not _newobj():
             return reduced
@@ -118,6 +153,22 @@ def _rebuild_beside(
     return module
 
 
+def _run_dense(module: Any, recipe: Recipe) -> None:
+    """Let a new instance of the half that runs dense run dense too.
+
+    What it is added to has the size of the dense map; the layer behind it subsamples the sum.
+    """
+    # here, because these make classes of their own
+    from aa_surgery.surgery.dress import Dress, dress
+    from aa_surgery.surgery.rebuild import dense_numbers
+
+    if recipe.op not in ("conv", "same_conv"):
+        return
+    host: Any = type(module)
+    cls = antialiased_class(host, Recipe(recipe.op, half=True))
+    dress(module, Dress(cls, extras={"aa_op": dense_numbers(module)}))
+
+
 @cache
 def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
     """Return the subclass of `host` that does what `recipe` says."""
@@ -129,7 +180,9 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
         name = _innermost(host)
         inner = methods.get(name, getattr(host, name))
         methods["_aa_inner_forward"] = _named(inner, "_aa_inner_forward")
-        methods[name] = _named(_calling(inner, _WRAPPED), name)
+        methods[name] = _named(_calling(inner, _around(recipe.wrapped)), name)
+    if recipe.renamed:
+        methods = {name: _renamed(method, dict(recipe.renamed)) for name, method in methods.items()}
     methods.update({method: partialmethod(_rebuild_blurred, method) for method in recipe.guarded})
     about = {
         "__module__": _OfClass(host.__module__),
@@ -143,8 +196,10 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
     }
     mixin = _passing(host) if _calls_super_of_its_type(host.forward) else Antialiased
     # the host's own bases by name, because MMEngine initialises layers by those of their class
-    bases = (mixin, host, *(base for base in host.__bases__ if base is not object))
-    return type(f"Antialiased{host.__name__}", bases, {**about, **methods})
+    bases = (mixin, host, *(base for base in host.__bases__ if issubclass(base, nn.Module)))
+    metaclass: Any = type(host)
+    made: type[nn.Module] = metaclass(f"Antialiased{host.__name__}", bases, {**about, **methods})
+    return made
 
 
 def _innermost(host: Any) -> str:
@@ -172,6 +227,24 @@ def _passing(host: Any) -> type[Antialiased]:
     return type("Antialiased", (Antialiased,), {"forward": super(host, host).forward})
 
 
+def _compiled(source: str) -> Callable[..., Any]:
+    return _forward_from_src(source, {})
+
+
+def _renamed(method: Any, names: dict[str, str]) -> Any:
+    """Return a copy of `method` that reads attributes of ours by other names.
+
+    Made from its source, since TorchScript reads that.
+    """
+    if not isinstance(method, FunctionType) or not names.keys() & set(method.__code__.co_names):
+        return method
+    source = textwrap.dedent(inspect.getsource(method))
+    for name, other in names.items():
+        source = re.sub(rf"\bself\.{name}\b", f"self.{other}", source)
+    head = re.sub(r"^def \w+", "def forward", source, count=1)
+    return _named(_forward_from_src(head, dict(method.__globals__)), method.__name__)
+
+
 def _named(function: Any, name: str) -> Any:
     """Return a copy of `function` under the name at which TorchScript will look for it."""
     if not isinstance(function, FunctionType):
@@ -185,15 +258,13 @@ def _named(function: Any, name: str) -> Any:
     return copy
 
 
-_WRAPPED = """
-def forward{signature}:
-    if self.aa_before is not None:
-        {first} = self.aa_before({first})
-    aa_output = self._aa_inner_forward({arguments})
-    if self.aa_after is not None:
-        aa_output = self.aa_after(aa_output)
-    return aa_output
-"""
+def _around(wrapped: tuple[str, ...]) -> str:
+    """Return the template of a forward with a blur before the host's, behind it, or both."""
+    before = "    {first} = self.aa_before({first})\n" if "before" in wrapped else ""
+    inner = "self._aa_inner_forward({arguments})"
+    after = f"self.aa_after({inner})" if "after" in wrapped else inner
+    return f"\ndef forward{{signature}}:\n{before}    return {after}\n"
+
 
 _PASSED: dict[Any, str] = {
     Parameter.VAR_POSITIONAL: "*{0}",

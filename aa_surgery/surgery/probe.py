@@ -15,7 +15,8 @@ from aa_surgery.layers.downsample import Downsample
 from aa_surgery.layers.plain import subsample
 from aa_surgery.rules import Edit, Left
 from aa_surgery.surgery.changes import changes_of
-from aa_surgery.surgery.operate import commit, prepare, undo
+from aa_surgery.surgery.dress import dress, put_back, state_of
+from aa_surgery.surgery.operate import prepare
 from aa_surgery.surgery.plan import Plan
 
 __all__ = ["run_on", "with_maps"]
@@ -111,13 +112,17 @@ def _seen(model: nn.Module, plan: Plan, example: Tensor | None) -> dict[str, lis
     plain = replace(plan, circular=False)  # borders change no size, and are found by another trace
     changes = changes_of(model, plain, lambda edit, _: _Probe(edit.site.name, edit, seen))
     prepared = prepare(model, changes)
-    commit(prepared)
+    state = state_of(model.modules())
     try:
+        for module, worn in prepared:
+            dress(module, worn)
         with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             _run(model, example, seen)
-    finally:
-        undo(prepared)
-    return seen
+        put_back(state)
+        return seen
+    except BaseException:
+        put_back(state)
+        raise
 
 
 def _run(model: nn.Module, example: Tensor | None, seen: dict[str, list[_Map]]) -> None:

@@ -30,13 +30,14 @@ from aa_surgery.sites.tracer import trace_scope
 from aa_surgery.surgery.change import conv_op
 from aa_surgery.surgery.changes import conv_padding
 from aa_surgery.surgery.classes import Antialiased, Recipe, antialiased_class
-from aa_surgery.surgery.dress import Dress, dress, undress
+from aa_surgery.surgery.dress import Dress, dress, put_back, state_of, undress
 from aa_surgery.surgery.forward import GraphEdit, rewrites
+from aa_surgery.surgery.layering import unlayered
+from aa_surgery.treated import Half, inserted
 
-__all__ = ["rebuild"]
+__all__ = ["dense_numbers", "rebuild"]
 
 _CARRIED = ("", "conv", "same_conv")  # ops that another convolution can run as
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def rebuild(block: nn.Module, method: str, args: Any, kwargs: Any) -> Any:
@@ -49,8 +50,16 @@ def rebuild(block: nn.Module, method: str, args: Any, kwargs: Any) -> Any:
         UnsupportedModelError: A blur has no place in the rebuilt module; it is as it was.
     """
     before = _Before.of(block)
+    dressed = state_of(block.modules())
+    try:
+        return _rebuilt(block, before, method, args, kwargs)
+    except BaseException:
+        put_back(dressed)
+        raise
+
+
+def _rebuilt(block: nn.Module, before: _Before, method: str, args: Any, kwargs: Any) -> Any:
     worn = {name: undress(m) for name, m in before.own.items() if isinstance(m, Antialiased)}
-    state = _state(block)
     try:
         edits = worn[""].extras.get("aa_edits", ())
         nodes = _nodes(block, edits)
@@ -60,14 +69,12 @@ def rebuild(block: nn.Module, method: str, args: Any, kwargs: Any) -> Any:
             worn[""] = _edited_again(block, worn[""], edits, nodes)
         fresh = _dress_for_new(before, worn, after)
     except (_Lost, NotTraceableError) as error:
-        _put_back(state)
         raise UnsupportedModelError(
             f"{method}() of {type(block).__name__} rebuilds it from its weights and would lose a "
             f"blur: {error} Call remove_antialias(model), then {method}, then apply_antialias."
         ) from error
-    finally:
-        for name, dressing in worn.items():
-            dress(before.own[name], dressing)
+    for name, dressing in worn.items():
+        dress(before.own[name], dressing)
     for module, dressing in fresh:
         dress(module, dressing)
     return result
@@ -98,11 +105,11 @@ class _Before:
             name: module for name, module in named.items() if name and _rebuilds_itself(module)
         }
         inside = tuple(f"{name}." for name in others)
-        blurs = [name for name in named if any(p.startswith("aa_") for p in name.split("."))]
+        ours = inserted(named.values())
         own = {
             name: module
             for name, module in named.items()
-            if name not in others and name not in blurs and not f"{name}.".startswith(inside)
+            if name not in others and module not in ours and not f"{name}.".startswith(inside)
         }
         return cls(tuple(named.values()), own, others)
 
@@ -115,12 +122,14 @@ def _rebuilds_itself(module: nn.Module) -> bool:
 class _Treatment:
     """How a strided convolution was filtered: what ran before and behind it, and at which stride.
 
-    `stride` is None where the convolution kept its own.
+    `stride` is None where the convolution kept its own. `sites` and `halves`: as in `Dress`.
     """
 
     before: nn.Module | None = None
     after: nn.Module | None = None
     stride: tuple[int, ...] | None = None
+    sites: tuple[Any, ...] = ()
+    halves: tuple[Half, ...] = ()
 
     def agrees_with(self, other: _Treatment, pointwise: bool) -> bool:
         """Whether the sum of two branches is filtered as `other` is; `pointwise`: kernel 1."""
@@ -189,16 +198,17 @@ def _give_to_kept(
         beside = [n for n in worn if n and _parent(n) == _parent(name) and n not in gone]
         convs = [n for n in beside if _strided(before.own[n])]
         norm = lost[name]
-        if len(convs) != 1 or norm.recipe.op or norm.children.get("aa_before") is not None:
+        if len(convs) != 1 or norm.recipe.op or "aa_before" in norm.children:
             continue
         own = worn[convs[0]]
-        host: Any = type(before.own[convs[0]])
-        children = {
-            "aa_before": own.children.get("aa_before"),
-            "aa_after": _in_turn(own.children.get("aa_after"), norm.children.get("aa_after")),
-        }
-        cls = antialiased_class(host, replace(own.recipe, wrapped=True))
-        worn[convs[0]] = Dress(cls, children, own.extras)
+        host: Any = unlayered(type(before.own[convs[0]]))
+        children = _around_op(
+            own.children.get("aa_before"),
+            _in_turn(own.children.get("aa_after"), norm.children.get("aa_after")),
+        )
+        cls = antialiased_class(host, replace(own.recipe, wrapped=_where(children)))
+        halves = own.halves + norm.halves
+        worn[convs[0]] = replace(own, cls=cls, children=children, halves=halves)
         del lost[name]
 
 
@@ -220,16 +230,18 @@ def _treatment(name: str, lost: dict[str, Dress]) -> _Treatment:
     if own.recipe.methods:
         raise _Lost(f"{name} ran a rewritten forward.")
     stride = own.extras["aa_op"]["stride"] if own.recipe.op else None
-    after = [own.children.get("aa_after")]
+    after, halves = [own.children.get("aa_after")], own.halves
     for other in [n for n in lost if _parent(n) == _parent(name) or name.startswith(f"{n}.")]:
         norm = lost.pop(other)
-        if norm.recipe.op or norm.children.get("aa_before") is not None:
+        if norm.recipe.op or "aa_before" in norm.children:
             raise _Lost(f"{other}, which was treated beside {name}, is gone.")
         after += norm.children.values()
+        halves += norm.halves
     blurs = [blur for blur in after if blur is not None]
     if len(blurs) > 1:
         raise _Lost(f"{len(blurs)} blurs stood behind {name}.")
-    return _Treatment(own.children.get("aa_before"), blurs[0] if blurs else None, stride)
+    before, behind = own.children.get("aa_before"), blurs[0] if blurs else None
+    return _Treatment(before, behind, stride, own.sites, halves)
 
 
 def _parent(name: str) -> str:
@@ -247,7 +259,7 @@ def _common(
     for name, branch in convs.items():
         if not treatments[name].agrees_with(common, set(_window(branch)[0]) == {1}):
             raise _Lost(f"{name} is filtered otherwise than {leaders[0]}.")
-    return common
+    return replace(common, halves=tuple(h for t in treatments.values() for h in t.halves))
 
 
 def _window(conv: Any) -> tuple[Any, ...]:
@@ -258,8 +270,10 @@ def _around(whole: Dress, inner: _Treatment) -> _Treatment:
     """Return the blurs before and behind a module, around those of what came in its place."""
     if whole.recipe.op or whole.recipe.methods:
         raise _Lost("its own forward was rewritten.")
-    before = _in_turn(whole.children["aa_before"], inner.before)
-    return _Treatment(before, _in_turn(inner.after, whole.children["aa_after"]), inner.stride)
+    before = _in_turn(whole.children.get("aa_before"), inner.before)
+    after = _in_turn(inner.after, whole.children.get("aa_after"))
+    sites, halves = whole.sites + inner.sites, whole.halves + inner.halves
+    return _Treatment(before, after, inner.stride, sites, halves)
 
 
 def _in_turn(first: nn.Module | None, second: nn.Module | None) -> nn.Module | None:
@@ -271,17 +285,28 @@ def _in_turn(first: nn.Module | None, second: nn.Module | None) -> nn.Module | N
 def _dressing(module: Any, treatment: _Treatment) -> Dress:
     if isinstance(module, Antialiased) or (treatment.stride and not plain_forward(module)):
         raise _Lost(f"a {type(module).__name__} came, which cannot carry it.")
-    wrapped = treatment.before is not None or treatment.after is not None
-    children: dict[str, nn.Module | None] = {}
-    if wrapped:
-        children["aa_before"] = _copied(treatment.before)
-        children["aa_after"] = _copied(treatment.after)
+    children = _around_op(_copied(treatment.before), _copied(treatment.after))
     extras = {}
     if treatment.stride is not None:
         extras["aa_op"] = {"stride": treatment.stride, "padding": conv_padding(module)}
-    recipe = Recipe(conv_op(module) if extras else "", (), wrapped)
-    host: Any = type(module)
-    return Dress(antialiased_class(host, recipe), children, extras)
+    half = any(h.part == "op" for h in treatment.halves)
+    recipe = Recipe(conv_op(module) if extras else "", (), _where(children), half=half)
+    cls = antialiased_class(unlayered(type(module)), recipe)
+    return Dress(cls, children, extras, sites=treatment.sites, halves=treatment.halves)
+
+
+def dense_numbers(conv: Any) -> dict[str, tuple[int, ...]]:
+    """Return what a convolution runs with at stride 1."""
+    return {"stride": (1,) * len(conv.stride), "padding": conv_padding(conv)}
+
+
+def _around_op(before: nn.Module | None, after: nn.Module | None) -> dict[str, nn.Module]:
+    around = {"aa_before": before, "aa_after": after}
+    return {name: blur for name, blur in around.items() if blur is not None}
+
+
+def _where(children: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    return tuple(name.removeprefix("aa_") for name in children)
 
 
 def _copied(blur: nn.Module | None) -> nn.Module | None:
@@ -312,22 +337,4 @@ def _edited_again(
     methods = rewrites({name: (block, edits)})[name].methods
     host: Any = type(block)
     cls = antialiased_class(host, replace(worn.recipe, methods=methods))
-    return Dress(cls, worn.children, worn.extras)
-
-
-def _state(block: nn.Module) -> list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]:
-    return [
-        (m, dict(m.__dict__), {name: dict(m.__dict__[name]) for name in _REGISTRIES})
-        for m in block.modules()
-    ]
-
-
-def _put_back(state: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]) -> None:
-    """Give each module the attributes, parameters and children back that it had."""
-    for module, attributes, registries in state:
-        module.__dict__.clear()
-        module.__dict__.update(attributes)
-        for name, held in registries.items():
-            registry = module.__dict__[name]
-            registry.clear()
-            registry.update(held)
+    return replace(worn, cls=cls)

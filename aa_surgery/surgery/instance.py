@@ -1,0 +1,93 @@
+"""Forwards set on one instance, before the surgery or after it: they are the ones that run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+from torch import nn
+
+from aa_surgery.errors import HalfTreatedError
+from aa_surgery.sites.instance import bound_forwards
+
+__all__ = ["around", "is_around", "rebind", "require_run"]
+
+_DEPTH = 4  # of wrappers around a forward
+
+
+def rebind(module: nn.Module, old: type, new: type) -> None:
+    """Let what an instance keeps of the forward of its class be that of its new class."""
+    for name in bound_forwards(module, old):
+        module.__dict__[name] = MethodType(new.forward, module)  # type: ignore[attr-defined]
+
+
+def around(module: nn.Module, names: dict[str, str]) -> Any:
+    """Return a forward for `module` with blurs around the one that was set on it."""
+    return partial(_run_around, module, module.__dict__["forward"], names)
+
+
+def _run_around(
+    module: Any, inner: Any, names: dict[str, str], first: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if "aa_before" in names:
+        first = getattr(module, names["aa_before"])(first)
+    output = inner(first, *args, **kwargs)
+    return getattr(module, names["aa_after"])(output) if "aa_after" in names else output
+
+
+def is_around(forward: Any) -> bool:
+    """Tell whether `around` made this forward."""
+    return isinstance(forward, partial) and forward.func is _run_around
+
+
+def require_run(module: Any, cls: type) -> None:
+    """Refuse to run a module on which a forward was set that goes past the one of `cls`.
+
+    Raises:
+        HalfTreatedError: Nothing of the new forward leads to it.
+    """
+    forward = module.__dict__["forward"]
+    if is_around(forward) or any(_leads(value, module, cls) for value in vars(module).values()):
+        return
+    raise HalfTreatedError(
+        f"a {type(module).__name__} was given another forward after the surgery, which goes past "
+        "its anti-aliasing: its maps would have another size, or alias. Call "
+        "remove_antialias(model), then set the forward, then apply_antialias(model)."
+    )
+
+
+def _leads(value: Any, module: Any, cls: type, depth: int = _DEPTH) -> bool:
+    """Tell whether a callable is the forward of `cls` for `module`, or holds it."""
+    if isinstance(value, MethodType) and value.__self__ is module and _is_forward(value, cls):
+        return True
+    return depth > 0 and any(_leads(held, module, cls, depth - 1) for held in _held(value))
+
+
+def _is_forward(method: MethodType, cls: Any) -> bool:
+    if method.__func__ is cls.forward:
+        return True
+    # of torch's convolutions, what changes is a method that their own forward calls
+    inherited = "forward" not in vars(cls) and "_conv_forward" in vars(cls)
+    return inherited and method.__func__ is cls._aa_host.forward
+
+
+def _held(value: Any) -> Iterator[Any]:
+    if isinstance(value, partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    function = getattr(value, "__func__", value)
+    if isinstance(function, FunctionType):
+        yield from (cell.cell_contents for cell in function.__closure__ or () if _filled(cell))
+        yield from function.__defaults__ or ()
+        names = function.__code__.co_names
+        yield from (function.__globals__[name] for name in names if name in function.__globals__)
+    if hasattr(value, "__wrapped__"):
+        yield value.__wrapped__
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # a variable that nothing was assigned to
+        return False
