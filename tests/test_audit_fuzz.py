@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from auditing import Apply
 from hypothesis import given, settings
@@ -22,6 +24,14 @@ def truth(y: Tensor) -> tuple[set[int], set[int]]:
     """Return the distances of neighbouring samples, of those that are left, along both axes."""
     place = y.long() % (HEIGHT * WIDTH)
     return gaps(place // WIDTH), gaps(place % WIDTH)
+
+
+def is_grid(y: Tensor) -> bool:
+    """Return whether every row that is left has the same columns: no quincunx."""
+    left = y.long().unique()
+    place = left % (HEIGHT * WIDTH)
+    parts = (left // (HEIGHT * WIDTH), place // WIDTH, place % WIDTH)
+    return len(left) == math.prod(len(p.unique()) for p in parts)
 
 
 def gaps(positions: Tensor) -> set[int]:
@@ -51,7 +61,8 @@ def chosen(x: Tensor, dim: int, k: int) -> Tensor:
 
 
 def cropped(x: Tensor, dim: int, k: int) -> Tensor:
-    return x.narrow(dim, 0, x.shape[dim] - 1) if x.shape[dim] > 4 else x
+    whole = x.ndim == 4 and x.shape[dim] > 4  # what is cropped of joined axes is no grid any more
+    return x.narrow(dim, 0, x.shape[dim] - 1) if whole else x
 
 
 def flipped(x: Tensor, dim: int, k: int) -> Tensor:
@@ -94,15 +105,16 @@ def through(x: Tensor, steps) -> Tensor:
     return x
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(STEPS)
 def test_the_audit_knows_which_positions_survive(steps):
     """Of what is left without a regular step (two of three phases) it may say either."""
-    rows, columns = truth(through(coordinates(), steps))
+    left = through(coordinates(), steps)
+    rows, columns = truth(left)
     report = audit(Apply(lambda m, x: through(x, steps).relu()), coordinates())
-    if rows == columns == {1}:
+    if rows == columns == {1} and is_grid(left):
         assert not report.rows
-    elif len(rows) == len(columns) == 1 and not report.unread:
+    elif len(rows) == len(columns) == 1 < max(rows | columns) and not report.unread:
         (row,) = report.rows
         assert max(row.stride) == max(rows | columns)
 

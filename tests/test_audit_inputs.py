@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -166,6 +167,12 @@ def test_dicts_and_keywords_are_read():
 
     report = audit(Net(), {"image": IMAGE, "n": 3}, scale=IMAGE)
     assert sites(report) == [" max_pool 2x2", " slice 2x1"]
+
+
+def test_what_cannot_be_copied_is_given_as_it_is():
+    lock = threading.Lock()
+    model = Apply(lambda m, batch: F.max_pool2d(batch[0], 2) if batch[1] is lock else None)
+    assert sites(audit(model, [IMAGE, lock])) == [" max_pool 2x2"]
 
 
 @pytest.mark.parametrize("bad", [3, "x", None, [1.0, 2.0], IMAGE.numpy(), ()])

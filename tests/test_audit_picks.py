@@ -273,3 +273,11 @@ def test_what_keeps_fewer_without_a_step_is_listed(irregular):
 def test_on_the_meta_device_an_index_is_listed():
     report = audit(Apply(lambda m, x: x[:, :, EVEN.to("meta")]), IMAGE.to("meta"))
     assert (report.rows, report.unread) == ((), ("(model): index",))
+
+
+@pytest.mark.parametrize("name", ["einops, patches", "einops, depth", "phases joined as channels"])
+def test_sizes_are_those_of_the_positions(name):
+    function, expected = SAMPLED[name]
+    stride = tuple(int(s) for s in expected.split()[-1].split("x"))
+    (row,) = audit(Apply(lambda m, x: function(x).relu()), IMAGE).rows
+    assert (row.size_in, row.size_out) == ((64, 64), tuple(64 // s for s in stride))

@@ -72,7 +72,7 @@ class Events:
             was: The number that a spatial axis had in the map before, where it has another now.
         """
         was = {k: k for k in factors} if was is None else was
-        after = lattice(axes, features=True)
+        after = {**lattice(axes, features=True), **lattice(axes)}
         sampling = Sampling(
             origin.op,
             tuple(factors.values()),

@@ -8,6 +8,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from aa_surgery.audit.axes import BATCH, CHANNEL, Atom, Axes, feature_map
 
@@ -42,11 +43,11 @@ def _walked(value: object, seen: set[int]) -> Iterator[Tensor | nn.Module]:
 
 
 def copied(value: Any) -> Any:
-    """Return a deep copy of inputs, their tensors detached; modules among them are no inputs."""
+    """Return inputs whose tensors, and what holds them, are copies; modules are no inputs."""
     memo: dict[int, Any] = {}
     for x in _walked(value, set()):
         memo[id(x)] = x.detach().clone() if isinstance(x, Tensor) else x
-    return copy.deepcopy(value, memo)
+    return tree_map(lambda x: copy.deepcopy(x, memo) if tensors_in(x) else x, value)
 
 
 def is_integral(x: Tensor) -> bool:

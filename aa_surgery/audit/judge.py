@@ -53,7 +53,9 @@ class Judge:
     def sliced(self, before: Axes, after: Axes, dim: int) -> None:
         """List a strided slice whose positions no longer make a lattice."""
         was, now = lattice(before), lattice(after)
-        lost = any(a.is_spatial for a in before[dim]) and not any(a.is_spatial for a in after[dim])
+        lost = any(a.is_spatial or a.origin for a in before[dim]) and not any(
+            a.is_spatial for a in after[dim]
+        )
         if lost and was and not now.keys() >= was.keys() and after[dim]:
             self.list_unread("slice")
 

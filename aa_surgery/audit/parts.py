@@ -58,19 +58,29 @@ def _start(start: int | None, size: int) -> int:
 
 
 def _part(info: Info, axis: Axis, size: int, start: int, of: Origin) -> Info:
-    """Note a part of a spatial axis, or one index of the first factor of a joined one."""
+    """Note which part of a spatial axis is taken: of a joined one, by each of its factors."""
+    if size == size_of(axis) or any(a.origin or not a.is_spatial for a in axis[:1]):
+        return info
     inner = size_of(axis[1:])
-    if not axis or size == size_of(axis) or axis[0].origin or not isinstance(axis[0].kind, int):
+    if size == 1 and all(a.is_spatial for a in axis):
+        taken = axis
+    elif len(axis) == 1 or (size == inner and start % inner == 0):
+        taken = axis[:1]
+    else:
         return info
-    if len(axis) > 1 and (size != inner or start % inner):
-        return info
-    kind = axis[0].kind
-    before = info.cuts.get(kind)
-    offset = start // inner * axis[0].step
-    cut = Cut(kind, offset, of)
-    if before is not None and before.of.source == of.source:
-        cut = Cut(before.kind, before.offset + offset, replace(before.of, scope=of.scope))
-    return replace(info, cuts={**info.cuts, kind: cut})
+    places = np.unravel_index(start, [a.size for a in axis])
+    offsets: dict[int, int] = {}
+    for a, place in zip(taken, places, strict=False):
+        if isinstance(a.kind, int):
+            offsets[a.kind] = offsets.get(a.kind, 0) + int(place) * a.step
+    cuts = {k: _cut(info.cuts.get(k), k, offset, of) for k, offset in offsets.items()}
+    return replace(info, cuts={**info.cuts, **cuts})
+
+
+def _cut(before: Cut | None, kind: int, offset: int, of: Origin) -> Cut:
+    if before is None or before.of.source != of.source:
+        return Cut(kind, offset, of)
+    return Cut(before.kind, before.offset + offset, replace(before.of, scope=of.scope))
 
 
 def carried(infos: Sequence[Info], mapped: Sequence[int] = (), ndim: int = 0) -> dict[int, Cut]:
