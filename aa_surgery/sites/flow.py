@@ -13,10 +13,11 @@ from torch import fx, nn
 
 from aa_surgery.errors import NotTraceableError
 from aa_surgery.layers.downsample import Downsample
-from aa_surgery.sites.forwards import brings_forward, forward_of, instance_forward, is_own_method
+from aa_surgery.sites.instance import forward_of, replaces_forward
 from aa_surgery.sites.kinds import (
     is_container,
     is_size_read,
+    own_forward,
     reads_map_size,
 )
 from aa_surgery.sites.roles import is_norm, is_pointwise, role_of_function, role_of_module
@@ -60,12 +61,11 @@ class Flow:
 
     def _trace_all(self, trace: Trace) -> None:
         for path, module in self.modules.items():
-            if not isinstance(module, Downsample) and brings_forward(module):
+            if not isinstance(module, Downsample) and _brings_forward(module):
                 self._trace(path, module, trace)
 
     def _trace(self, path: str, module: nn.Module, trace: Trace) -> None:
-        own = instance_forward(module)
-        if own is not None and not is_own_method(module, own):
+        if replaces_forward(module):
             self.failures[path] = _SET_ON_INSTANCE
             return
         try:
@@ -258,6 +258,11 @@ class Flow:
             if single and _reads_first(reader.node):
                 return Anchor("before", self.name_of(reader))
         return Anchor("node", spot.path, spot.node.name, self.given(self.modules[spot.path]))
+
+
+def _brings_forward(module: nn.Module) -> bool:
+    own = "forward" in vars(module) and not type(module).__module__.startswith("torch.")
+    return own or is_container(module) or own_forward(module)
 
 
 def _child(module: nn.Module, node: fx.Node) -> nn.Module:

@@ -2,28 +2,83 @@
 
 from __future__ import annotations
 
-from types import MethodType
+from collections.abc import Iterator
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
 
 from torch import nn
 
-__all__ = ["REPLACED_FORWARD", "bound_forwards", "replaces_forward"]
+__all__ = [
+    "REPLACED_FORWARD",
+    "bound_methods",
+    "forward_of",
+    "is_own_method",
+    "replaces_forward",
+]
 
 REPLACED_FORWARD = "its forward was set on the instance, and what that does is not known"
+_DEPTH = 4  # of wrappers around a forward
 
 
-def bound_forwards(module: nn.Module, cls: type) -> list[str]:
-    """Return the attributes of an instance that are the forward of `cls`, bound to it.
+def forward_of(module: nn.Module) -> Any:
+    """Return the function that runs when the module is called, not bound to it."""
+    own = module.__dict__.get("forward")
+    return own.__func__ if is_own_method(module, own) else type(module).forward
 
-    accelerate's hooks, for example, keep it there and call it from the one that they set.
+
+def is_own_method(module: nn.Module, forward: Any) -> bool:
+    """Tell whether a forward set on a module is a method of its class (`forward_fuse`)."""
+    return (
+        isinstance(forward, MethodType)
+        and forward.__self__ is module
+        and getattr(type(module), forward.__name__, None) is forward.__func__
+    )
+
+
+def bound_methods(module: nn.Module, cls: type) -> dict[str, str]:
+    """Return the attributes of an instance that are methods of `cls`, bound to it, by their names.
+
+    accelerate's hooks, for example, keep the forward there and call it from the one that they set.
     """
-    own = getattr(cls, "forward", None)
-    return [
-        name
+    return {
+        name: value.__name__
         for name, value in vars(module).items()
-        if isinstance(value, MethodType) and value.__self__ is module and value.__func__ is own
-    ]
+        if isinstance(value, MethodType)
+        and value.__self__ is module
+        and getattr(cls, value.__name__, None) is value.__func__
+    }
 
 
 def replaces_forward(module: nn.Module) -> bool:
-    """Tell whether an instance has a forward that does not call that of its class."""
-    return "forward" in vars(module) and not bound_forwards(module, type(module))
+    """Tell whether an instance has a forward that does not lead to a method of its class.
+
+    One that calls what the instance keeps (`module._old_forward`) does; one that holds the method
+    itself goes past the class that surgery gives the module.
+    """
+    forward = vars(module).get("forward")
+    if forward is None or is_own_method(module, forward):
+        return False
+    kept = {n for n, method in bound_methods(module, type(module)).items() if method == "forward"}
+    return not kept & set(_names_in(forward))
+
+
+def _names_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:
+    """Yield the names in the code of a callable, and in that of the functions that it holds."""
+    function = getattr(value, "__func__", value)
+    held: list[Any] = []
+    if isinstance(function, partial):
+        held = [function.func, *function.args]
+    elif isinstance(function, FunctionType):
+        yield from function.__code__.co_names
+        held = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    for other in held if depth else ():
+        if callable(other) and not isinstance(other, nn.Module | type):
+            yield from _names_in(other, depth - 1)
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # a variable that nothing was assigned to
+        return False

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from aa_surgery.errors import NotTraceableError
-from aa_surgery.sites.forwards import forward_of
+from aa_surgery.sites.instance import forward_of
 from aa_surgery.sites.names import Names, names_read
 from aa_surgery.sites.site import Given
 

@@ -20,8 +20,8 @@ from typing import Any
 from torch import nn
 
 from aa_surgery.sites.code import SourceError, definition_of
-from aa_surgery.sites.forwards import forward_of
 from aa_surgery.sites.frames import Step
+from aa_surgery.sites.instance import forward_of
 from aa_surgery.sites.linking import cell_contents, inner_function
 
 __all__ = ["Place", "Route", "Unit", "call_at", "can_merge", "leads_to", "resolved", "route_of"]

@@ -23,8 +23,8 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from aa_surgery.errors import NotTraceableError
-from aa_surgery.sites.forwards import forward_of
 from aa_surgery.sites.frames import way_to
+from aa_surgery.sites.instance import forward_of
 from aa_surgery.sites.leaves import SELF, deciding_code
 from aa_surgery.sites.linking import Linker, inner_function
 from aa_surgery.sites.memo import Memo, Paths

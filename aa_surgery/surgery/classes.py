@@ -24,7 +24,7 @@ from aa_surgery.layers.pools import BlurPool
 from aa_surgery.surgery.instance import require_run
 from aa_surgery.surgery.layering import antialiased_of, unlayered
 from aa_surgery.surgery.ops import OPS
-from aa_surgery.surgery.source import Rewritten, made
+from aa_surgery.surgery.source import Rewritten, made_anew
 from aa_surgery.treated import require_whole
 
 __all__ = [
@@ -175,7 +175,7 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
     methods: dict[str, Any] = {}
     if recipe.op:
         methods.update({name: _named(method, name) for name, method in OPS[recipe.op].items()})
-    methods.update({method.name: made(host, method) for method in recipe.methods})
+    methods.update({method.name: made_anew(host, method) for method in recipe.methods})
     if recipe.wrapped:
         name = _innermost(host)
         inner = methods.get(name, getattr(host, name))

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from aa_surgery.errors import HalfTreatedError
-from aa_surgery.sites.instance import bound_forwards
+from aa_surgery.sites.instance import bound_methods
 
 __all__ = ["around", "is_around", "rebind", "require_run"]
 
@@ -18,9 +18,9 @@ _DEPTH = 4  # of wrappers around a forward
 
 
 def rebind(module: nn.Module, old: type, new: type) -> None:
-    """Let what an instance keeps of the forward of its class be that of its new class."""
-    for name in bound_forwards(module, old):
-        module.__dict__[name] = MethodType(new.forward, module)  # type: ignore[attr-defined]
+    """Let the methods of its class that an instance keeps be those of its new class."""
+    for name, method in bound_methods(module, old).items():
+        module.__dict__[name] = MethodType(getattr(new, method), module)
 
 
 def around(module: nn.Module, names: dict[str, str]) -> Any:

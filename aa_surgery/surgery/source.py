@@ -19,7 +19,7 @@ from aa_surgery.sites.linking import cell_contents, inner_function
 from aa_surgery.sites.routes import Place, Unit, resolved
 from aa_surgery.surgery.statements import before_statement, shared_value
 
-__all__ = ["Action", "Rewritten", "made", "rewritten"]
+__all__ = ["Action", "Rewritten", "made_anew", "rewritten"]
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _last_offset(start: ast.expr | None, step: ast.expr) -> ast.expr | None:
     return ast.BoolOp(ast.Or(), [whole, ast.Constant(None)])
 
 
-def made(host: type, method: Rewritten) -> Any:
+def made_anew(host: type, method: Rewritten) -> Any:
     """Return the method for a class derived from `host`, decorated as the original is."""
     outer = _original(host, method)
     function = inner_function(outer)
