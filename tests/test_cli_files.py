@@ -170,6 +170,20 @@ def test_the_file_behind_a_link_is_replaced_and_the_link_stays(capsys, folder):
     assert len(torch.load(folder / "target.pth")) == 2
 
 
+def test_who_may_read_a_file_stays_so(capsys, folder):
+    (folder / "o.pth").touch(0o600)
+    assert run(capsys, "apply", "own_net:net", "--size", 32, "--out", "o.pth")[0] == 0
+    assert (folder / "o.pth").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("argument", ["pretrained=1", "name=2", "builder=3", "model_name='x'"])
+def test_arguments_that_the_builders_have_themselves(capsys, argument):
+    for model in ("test_resnet", "torchvision:resnet18", "own_net:net"):
+        code, _, err = run(capsys, "inspect", model, "--model-arg", argument)
+        assert code == 2, (model, argument)
+        assert len(err.splitlines()) == 1
+
+
 # Pipes, disks, terminals
 
 

@@ -12,7 +12,13 @@ from aa_surgery.errors import NoEffectWarning, UnsupportedModelError
 from aa_surgery.filters import Filter
 from aa_surgery.methods import Method
 from aa_surgery.surgery.changes import changes_of
-from aa_surgery.surgery.checks import check_alone, check_fit, check_indices, check_model
+from aa_surgery.surgery.checks import (
+    check_alone,
+    check_fit,
+    check_indices,
+    check_model,
+    check_module,
+)
 from aa_surgery.surgery.classes import Antialiased
 from aa_surgery.surgery.dress import undress
 from aa_surgery.surgery.operate import commit, prepare
@@ -135,6 +141,7 @@ def remove_antialias(model: nn.Module) -> nn.Module:
     >>> type(model.maxpool).__name__
     'MaxPool2d'
     """
+    check_module(model)
     changed = {n: m for n, m in model.named_modules() if isinstance(m, Antialiased)}
     for name, module in changed.items():
         if "_aa_host" not in type(module).__dict__:
