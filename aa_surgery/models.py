@@ -24,7 +24,7 @@ TORCHVISION = "torchvision:"
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
-def load_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def load_model(name: str, /, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build the model that `name` stands for.
 
     Args:
@@ -93,7 +93,7 @@ def _close(name: str, names: Iterable[str]) -> str:
     return f". Did you mean {', '.join(near)}?" if near else "."
 
 
-def _build(name: str, builder: Callable[..., Any], *args: Any, **kwargs: Any) -> nn.Module:
+def _build(name: str, builder: Callable[..., Any], /, *args: Any, **kwargs: Any) -> nn.Module:
     """Call a host's builder, its failures turned into one error that names the model."""
     try:
         model = builder(*args, **kwargs)

@@ -30,6 +30,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp{target.suffix}")
     try:
         yield temporary
+        if target.exists():
+            temporary.chmod(target.stat().st_mode)  # who may read it stays so
         temporary.replace(target)
     except OSError as error:
         # by the name that the user knows

@@ -13,7 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from aa_surgery import Plan, apply_antialias, frequency_response, plan_antialias
+from aa_surgery import (
+    Plan,
+    apply_antialias,
+    frequency_response,
+    plan_antialias,
+    remove_antialias,
+)
 from aa_surgery.errors import SurgeryError
 from aa_surgery.filters import Filter, alias_gain, resolve_filter
 from aa_surgery.layers import BlurPool2d, MaxBlurPool2d
@@ -139,7 +145,9 @@ def test_the_defaults_are_those_of_both_functions() -> None:
         assert said == DEFAULTS
 
 
-@pytest.mark.parametrize("function", [apply_antialias, plan_antialias, set_strength, get_strength])
+@pytest.mark.parametrize(
+    "function", [apply_antialias, plan_antialias, remove_antialias, set_strength, get_strength]
+)
 def test_what_is_no_model(function: Callable[..., Any]) -> None:
     more = (0.5,) if function is set_strength else ()
     for value in (None, "resnet18", {}, [], 3, nn.Module, torch.zeros(3)):

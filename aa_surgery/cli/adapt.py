@@ -51,7 +51,7 @@ def add_adapt(commands: Any) -> Any:
     )
     parser.add_argument(
         "--adapt-images",
-        type=whole_number(),
+        type=int,
         default=250,
         metavar="N",
         help="adapt on N of them, at most half, and measure on the others (default: %(default)s)",

@@ -49,7 +49,10 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     if args.checkpoint is not None and not args.checkpoint.is_file():
         # Said before the model is built, which may take a download.
         raise InputError(f"checkpoint {args.checkpoint}: no such file.")
-    model = load_model(args.model, pretrained=args.pretrained, **dict(args.model_arg))
+    arguments = dict(args.model_arg)
+    if "pretrained" in arguments:
+        raise InputError("--model-arg pretrained: give --pretrained.")
+    model = load_model(args.model, pretrained=args.pretrained, **arguments)
     if args.checkpoint is not None:
         files.load_checkpoint(model, args.checkpoint)
     return model.eval()

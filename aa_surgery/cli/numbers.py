@@ -24,7 +24,7 @@ def whole_number(least: int = 1, most: int = 2**31 - 1) -> Callable[[str], int]:
             number = least - 1
         if not least <= number <= most:
             raise argparse.ArgumentTypeError(
-                f"{text[:40]!r} is not a whole number from {least} to {most}"
+                f"{text[:40]!r} is not a whole number above {least - 1}, at most {most}"
             )
         return number
 

@@ -12,7 +12,7 @@ from aa_surgery.errors import NoEffectWarning, UnsupportedModelError
 from aa_surgery.filters import Filter
 from aa_surgery.methods import Method
 from aa_surgery.surgery.changes import changes_of
-from aa_surgery.surgery.checks import check_alone, check_fit, check_model
+from aa_surgery.surgery.checks import check_alone, check_fit, check_model, check_module
 from aa_surgery.surgery.classes import Antialiased
 from aa_surgery.surgery.dress import dress, put_back, state_of, undress
 from aa_surgery.surgery.layering import unlayered
@@ -142,6 +142,7 @@ def remove_antialias(model: nn.Module) -> nn.Module:
     >>> type(model.maxpool).__name__
     'MaxPool2d'
     """
+    check_module(model)
     changed: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, Antialiased)}
     _check_removable(model, changed)
     if not changed:

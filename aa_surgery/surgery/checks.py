@@ -25,7 +25,7 @@ from aa_surgery.surgery.consistent import check_decisions
 from aa_surgery.surgery.plan import Plan
 from aa_surgery.surgery.probe import with_maps
 
-__all__ = ["check_alone", "check_fit", "check_model"]
+__all__ = ["check_alone", "check_fit", "check_model", "check_module"]
 
 _WRAPPERS = {
     "OptimizedModule": "torch.compile returned it. Apply to the original, then compile",
@@ -35,17 +35,26 @@ _WRAPPERS = {
 }
 
 
-def check_model(model: nn.Module) -> None:
-    """Refuse what cannot be changed in place.
+def check_module(model: Any) -> None:
+    """Refuse what is no module.
 
     Raises:
-        UnsupportedModelError: The model is no module, or scripted, compiled or wrapped.
+        UnsupportedModelError: It is none.
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
             f"expected a torch.nn.Module, got {type(model).__name__}. "
             "By name: timm.create_model('aa_resnet50')."
         )
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what cannot be changed in place.
+
+    Raises:
+        UnsupportedModelError: The model is no module, or scripted, compiled or wrapped.
+    """
+    check_module(model)
     for name, module in model.named_modules():
         kind = type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
