@@ -68,7 +68,10 @@ class Reference:
         return Reference(memo.get(id(module), module))
 
     def __reduce__(self) -> Any:
-        return Reference, (self(),)
+        module = self()
+        # a host that pickles itself in its own way may hold its parts before it is there
+        plain = type(module).__reduce__ is object.__reduce__
+        return Reference, (module if plain else None,)
 
 
 @dataclass

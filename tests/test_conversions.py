@@ -174,6 +174,7 @@ def test_a_treated_model_is_read_again(placement: str) -> None:
     assert [site.name for site in find_sites(model)] == names
     plan = plan_antialias(model)
     assert not plan.edits
+    assert not plan.unread
     assert {left.reason for left in plan.left} == {"anti-aliased already"}
     with pytest.warns(UserWarning, match="anti-aliased already"):
         apply_antialias(nn.Sequential(model))

@@ -107,7 +107,8 @@ class BlurPool(Downsample):
     def _kernel_for(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self.kernel
-        if self.kernel.is_meta:
+        buffer = self._buffers["kernel"]  # not by its name, which is a proxy while fx traces
+        if buffer is not None and buffer.is_meta:
             self._leave_meta(x)
         return self.kernel
 

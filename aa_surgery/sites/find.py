@@ -61,7 +61,8 @@ def survey(model: nn.Module) -> tuple[tuple[Site, ...], tuple[Unread, ...]]:
             fields = fields or read_patch_embedding(module)
             if fields is not None:
                 sites.append(_opaque_site(path, module, fields, flow))
-    return reached(sites, flow), unread_forwards(flow)
+    unread = (u for u in unread_forwards(flow) if flow.modules[u.scope] not in ours)
+    return reached(sites, flow), tuple(unread)
 
 
 def _module_site(path: str, module: nn.Module, fields: dict[str, Any], flow: Flow) -> Site:

@@ -17,7 +17,7 @@ from inspect import Parameter
 from types import FunctionType
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch.fx.graph_module import _forward_from_src
 
 from aa_surgery.layers.pools import BlurPool
@@ -194,7 +194,13 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
         "_aa_host": host,
         "_aa_recipe": recipe,
     }
-    mixin = _passing(host) if _calls_super_of_its_type(host.forward) else Antialiased
+    if issubclass(host, fx.GraphModule):
+        # here, because it makes classes of its own
+        from aa_surgery.surgery.graph_modules import AntialiasedGraphModule
+
+        mixin: type[Antialiased] = AntialiasedGraphModule
+    else:
+        mixin = _passing(host) if _calls_super_of_its_type(host.forward) else Antialiased
     # the host's own bases by name, because MMEngine initialises layers by those of their class
     bases = (mixin, host, *(base for base in host.__bases__ if issubclass(base, nn.Module)))
     metaclass: Any = type(host)

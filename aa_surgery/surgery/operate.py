@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from aa_surgery.errors import UnsupportedModelError
 from aa_surgery.sites.instance import replaces_forward
@@ -87,6 +87,8 @@ def _guards(model: nn.Module, changes: Mapping[str, Change]) -> dict[str, tuple[
             around = ".".join(parts[:n])
             host = type(model.get_submodule(around))
             methods = tuple(m for m in REBUILDING_METHODS if hasattr(host, m))
+            if issubclass(host, fx.GraphModule):
+                methods += ("recompile",)
             if methods:
                 guards[around] = methods
     return guards
