@@ -155,7 +155,7 @@ def test_a_trace_serves_every_size(op: str, options: str) -> None:
 
 
 @pytest.mark.parametrize("dynamo", [True, False])
-@pytest.mark.parametrize(("op", "options"), GRID[1::4])
+@pytest.mark.parametrize(("op", "options"), GRID[1::5])
 def test_onnx_serves_every_size(op: str, options: str, dynamo: bool) -> None:
     model = treated(op, options)
     assert_alike(in_onnx(dynamo)(model), model)

@@ -99,7 +99,7 @@ def blur(
         dtype and memory format of `x`.
 
     Raises:
-        InputError: `x` has another number of axes.
+        InputError: `x` has another number of axes, or an average of integers is asked for.
     """
     axes = len(stride)
     if x.ndim != axes + 1 and x.ndim != axes + 2:
@@ -109,6 +109,11 @@ def blur(
         )
     maps = x if x.ndim == axes + 2 else x.unsqueeze(0)
     if not (x.is_floating_point() or x.is_complex()):
+        if after is not None:
+            raise InputError(
+                "blur in the place of an average: a map of integers or booleans has no mean. "
+                "Give it as floating point: x.float()."
+            )
         y = subsample(maps, stride)
     elif torch.jit.is_scripting():  # type: ignore[attr-defined]
         y = plain_blur(maps, kernel, stride, padding_mode, before, after)

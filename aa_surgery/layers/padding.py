@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -81,8 +81,29 @@ def source_index(i: int, size: int, mode: str) -> int | None:
 def _fits(border: int, size: int, mode: str) -> bool:
     """Whether torch can make that border for an axis of `size` samples."""
     if mode == "reflect":
-        return border < size
-    return mode != "circular" or border <= size
+        return _is_above(size, border)
+    return mode != "circular" or _is_above(size, border - 1)
+
+
+def _is_above(size: int, bound: int) -> bool:
+    """Whether a size is above a bound: an open one only if all are that the export is asked for."""
+    if torch.jit.is_scripting() or not isinstance(size, torch.SymInt):  # type: ignore[attr-defined]
+        return size > bound
+    if torch.compiler.is_dynamo_compiling() or not torch.compiler.is_exporting():
+        return size > bound  # noted as a guard
+    return _is_always_above(size, bound)
+
+
+@torch.jit.unused
+def _is_always_above(size: Any, bound: int) -> bool:
+    # here, because these take as long to import as the rest of the package, and an export has them
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+    from torch.utils._sympy.numbers import int_oo
+
+    ranges = [size.node.shape_env.var_to_range[symbol] for symbol in size.node.expr.free_symbols]
+    if all(r.lower > 2 or r.upper < int_oo for r in ranges):  # the user's: Dim("h", min=32)
+        return statically_known_true(size > bound)
+    return bool(size > bound)  # noted as a guard, which narrows the range
 
 
 def _extended(x: Tensor, dim: int, before: int, after: int, mode: str) -> Tensor:

@@ -16,11 +16,11 @@ from aa_surgery.errors import InputError
 
 __all__ = [
     "Ints",
-    "at_least",
     "border_of_pool",
     "channels_of",
     "extra_places",
     "known_sizes",
+    "lacking",
     "pairs",
     "pooled_size",
     "pooled_sizes",
@@ -93,13 +93,19 @@ def extra_places(span: int, stride: int, padding: int, ceil_mode: bool) -> int:
     return 2 * padding + 1 - span
 
 
-def at_least(number: int, bound: int) -> int:
-    """Return the larger of two numbers, of which the first may depend on an open size."""
+def lacking(number: int, most: int, stride: int) -> int:
+    """Return `most - number % stride`, and no less than 0.
+
+    So many samples an axis lacks for a last window that depends on its size.
+    """
+    rest = most - number % stride
+    if most >= stride - 1:
+        return rest  # known without asking, where a graph leaves the size open
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return max(number, bound)
-    if isinstance(number, Tensor):  # as sizes are while `torch.jit.trace` runs
-        return number.clamp(min=bound)
-    larger: int = torch.sym_max(number, bound)  # type: ignore[assignment]
+        return max(rest, 0)
+    if isinstance(rest, Tensor):  # as sizes are while `torch.jit.trace` runs
+        return rest.clamp(min=0)
+    larger: int = torch.sym_max(rest, 0)  # type: ignore[assignment]
     return larger
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from aa_surgery.layers import functional as AF
 from aa_surgery.layers import resize
 from aa_surgery.layers.padding import lowest, pad_axes, pad_to
-from aa_surgery.layers.windows import Ints, at_least, pooled_sizes
+from aa_surgery.layers.windows import Ints, extra_places, lacking, pooled_sizes
 
 __all__ = ["OPS"]
 
@@ -44,7 +44,7 @@ def _same_conv(self: Any, x: Tensor) -> Tensor:
     spans = _spans(self.kernel_size, self.dilation)
     for i, n in enumerate(x.shape[-len(spans) :]):
         # the last window begins `(n - 1) % stride` before the last sample
-        pad = at_least(spans[i] - 1 - (n - 1) % self.stride[i], 0)
+        pad = lacking(n - 1, spans[i] - 1, self.stride[i])
         before.append(pad // 2)
         sizes.append((n - 1) // self.stride[i] + 1)
         pads += [pad // 2, pad - pad // 2]
@@ -116,11 +116,10 @@ def small_max_pool(
     Where that leaves fewer samples than the original pool gives, the map is extended by -inf.
     """
     axes = len(small)
-    sizes = pooled_sizes(x.shape[-axes:], kernel, stride, padding, ceil_mode)
     pads: list[int] = []
     for i, n in enumerate(x.shape[-axes:]):
-        missing = (sizes[i] - 1) * stride[i] + small[i] - n
-        pads += [0, at_least(missing, 0)]
+        last = extra_places(kernel[i], stride[i], padding[i], ceil_mode) - 1
+        pads += [0, lacking(n + last, last + small[i], stride[i])]
     x = pad_axes(x, pads, "constant", lowest(x))
     ones = [1] * axes
     return AF.dense_max_pool(x, small, ones, [0] * axes, ones)
