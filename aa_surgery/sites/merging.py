@@ -135,7 +135,8 @@ def _joined(
 ) -> list[int] | None:
     """Return which axes a reshape makes one of, if that holds all phases and the channels alone."""
     phases = {n for n, source in enumerate(order) if source >= split.rank}
-    others = {n for n, source in enumerate(order) if source not in (0, *split.dims)} - phases
+    coarse = {n for n, size in enumerate(sizes) if _is_part(size)}
+    others = {n for n, source in enumerate(order) if source != 0} - phases - coarse
     found: list[list[int]] | None = None
     if node.target in ("flatten", torch.flatten):
         given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
@@ -153,6 +154,11 @@ def _joined(
         if phases <= set(group) and set(group) - phases and set(group) <= phases | others:
             return group
     return None
+
+
+def _is_part(size: Any) -> bool:
+    """Tell whether a size is the number of an axis's windows, `n // k`."""
+    return isinstance(size, fx.Node) and size.target is operator.floordiv
 
 
 def read_merge(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
