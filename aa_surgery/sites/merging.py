@@ -140,7 +140,8 @@ def _joined(
     found: list[list[int]] | None = None
     if node.target in ("flatten", torch.flatten):
         given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
-        start, end = given.get("start_dim", 0), given.get("end_dim", -1)
+        start: Any = given.get("start_dim", 0)
+        end: Any = given.get("end_dim", -1)
         found = [list(range(start % len(sizes), end % len(sizes) + 1))]
     elif is_view(node):
         found = groups(sizes, shape_arguments(node))
