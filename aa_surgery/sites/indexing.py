@@ -43,14 +43,13 @@ def read_index(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
         return _read_getitem(node, ask)
     name = _name(node)
     if name == "slice":  # ATen's
-        args = dict(zip(("input", "dim", "start", "end", "step"), node.args, strict=False))
-        args |= node.kwargs
+        names = ("input", "dim", "start", "end", "step")
+        args: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         dim, step = whole_number(args.get("dim", 0)), whole_number(args.get("step", 1)) or 1
         source = args["input"]
         return None if dim is None or step == 1 else _one_axis(source, dim, step, ask)
     if name in _PICKS and _is_torch(node):
-        names = _PICKS[name]
-        args = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        args = {**dict(zip(_PICKS[name], node.args, strict=False)), **node.kwargs}
         source = args.get("input", node.args[0] if node.args else None)
         if isinstance(source, fx.Node):
             return _read_pick(source, args.get("dim"), args.get("index"), ask)

@@ -118,35 +118,48 @@ def read_reshape_merge(node: fx.Node) -> ReshapeMerge | None:
     if any(type(axis) is not int for axis in axes) or len(axes) != len(split.sources):
         return None
     order = tuple(split.sources[axis] for axis in axes)
-    inner = [n for n, source in enumerate(order) if source not in (0, *split.dims)]
-    if order[0] != 0 or inner != list(range(inner[0], inner[0] + len(inner))):
-        return None
     nodes = [node, permuted]
     last = only_user(permuted)
     while last is not None and last.target == "contiguous":
         nodes.append(last)
         last = only_user(last)
-    if last is None or not _joins(last, inner, [split.sizes[axis] for axis in axes], split.factors):
+    joined = None if last is None else _joined(last, order, [split.sizes[a] for a in axes], split)
+    if last is None or joined is None or order[0] != 0:
         return None
-    joined = (inner[0], inner[-1])
-    return ReshapeMerge((*nodes, last), split.dims, split.factors, split.rank, order, joined)
+    ends = (joined[0], joined[-1])
+    return ReshapeMerge((*nodes, last), split.dims, split.factors, split.rank, order, ends)
 
 
-def _joins(node: fx.Node, inner: list[int], sizes: list[Any], factors: tuple[int, ...]) -> bool:
-    """Tell whether a reshape makes one axis of the phases and the channels, and of nothing else."""
+def _joined(
+    node: fx.Node, order: tuple[int, ...], sizes: list[Any], split: _Split
+) -> list[int] | None:
+    """Return which axes a reshape makes one of, if that holds all phases and the channels alone."""
+    phases = {n for n, source in enumerate(order) if source >= split.rank}
+    coarse = {n for n, size in enumerate(sizes) if _is_part(size)}
+    others = {n for n, source in enumerate(order) if source != 0} - phases - coarse
+    found: list[list[int]] | None = None
     if node.target in ("flatten", torch.flatten):
         given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
-        end = given.get("end_dim", -1)
-        behind = end in (inner[-1], inner[-1] - len(sizes))
-        return behind and bool(given.get("start_dim", 0) == inner[0])
-    if node.target not in ("reshape", "view", torch.reshape):
-        return False
-    shape = shape_arguments(node)
-    joined = groups(sizes, shape)
-    if joined is not None:
-        return inner in joined
-    window = math.prod(factors)
-    return not {s for s in shape if isinstance(s, int)} & {*factors, window}
+        start: Any = given.get("start_dim", 0)
+        end: Any = given.get("end_dim", -1)
+        found = [list(range(start % len(sizes), end % len(sizes) + 1))]
+    elif is_view(node):
+        found = groups(sizes, shape_arguments(node))
+        if found is None:  # sizes that cannot be read: not those of a window, at least
+            inner = sorted(phases | others)
+            window = {*split.factors, math.prod(split.factors)}
+            whole = inner == list(range(inner[0], inner[0] + len(inner)))
+            known = {s for s in shape_arguments(node) if isinstance(s, int)}
+            return inner if whole and others and not known & window else None
+    for group in found or ():
+        if phases <= set(group) and set(group) - phases and set(group) <= phases | others:
+            return group
+    return None
+
+
+def _is_part(size: Any) -> bool:
+    """Tell whether a size is the number of an axis's windows, `n // k`."""
+    return isinstance(size, fx.Node) and size.target is operator.floordiv
 
 
 def read_merge(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
@@ -156,7 +169,7 @@ def read_merge(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     merge = read_reshape_merge(node)
     if merge is None:
         return _read_pooled_view(node, ask)
-    channels_last = merge.rank - 1 not in merge.dims and merge.rank - 1 in merge.joins
+    channels_last = min(s for s in merge.joins if s < merge.rank) > merge.dims[0]
     return dict(
         op="space_to_depth",
         merged=merge.nodes[-1].name,

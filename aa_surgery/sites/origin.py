@@ -31,7 +31,11 @@ _ARITHMETIC = {
 }
 _SAME_AXES = {F.dropout, F.dropout2d, F.pad, F.batch_norm, F.group_norm, F.instance_norm}
 _SAME_METHODS = {"contiguous", "clone", "detach", "add", "mul", "sub", "div", "add_", "mul_", "to"}
-_MOVING_METHODS = {"view", "reshape", "permute", "transpose", "flatten", "movedim", "unflatten"}
+_MOVING = {
+    *("view", "reshape", "permute", "transpose", "flatten", "movedim", "unflatten", "unsqueeze"),
+    *("expand", "repeat", "stack", "cumsum", "topk", "getitem", "rearrange", "cat", "index_select"),
+}
+_MADE = {"arange", "linspace", "meshgrid", "zeros", "ones", "full", "matmul", "bmm", "einsum"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ _UNKNOWN, _MOVED = Origin("unknown"), Origin("moved")
 
 def origin(flow: Flow, spot: Spot, steps: int = _MAX_STEPS) -> Origin:
     """Return what is known of the value of a node, across scopes."""
-    axes = 0
+    axes, moved = 0, False
     for _ in range(steps):
         node = spot.node
         before: Spot | Origin
@@ -73,11 +77,17 @@ def origin(flow: Flow, spot: Spot, steps: int = _MAX_STEPS) -> Origin:
         else:
             before, seen = _through_call(flow, spot, steps)
             axes = axes or seen
+        if before is _MOVED or moved:
+            # where it was moved from tells only whether it is a table that the model holds
+            moved = True
+            before = _input(flow, spot, _source(node)) if before is _MOVED else before
+        if isinstance(before, Origin) and moved:
+            return before if before.kind == "held" else _MOVED
         if isinstance(before, Origin):
             known = before.kind == "map" or (axes > 0 and before.kind == "unknown")
             return Origin("map", before.axes or axes, before.channels) if known else before
         spot = before
-    return _UNKNOWN
+    return _MOVED if moved else _UNKNOWN
 
 
 def _from_caller(flow: Flow, spot: Spot) -> Spot | Origin:
@@ -93,6 +103,12 @@ def _from_caller(flow: Flow, spot: Spot) -> Spot | Origin:
 
 def _input(flow: Flow, spot: Spot, given: Any) -> Spot | Origin:
     return Spot(spot.path, given) if isinstance(given, fx.Node) else _UNKNOWN
+
+
+def _source(node: fx.Node) -> Any:
+    """Return what a node moves the axes of: its first input, or the first of a list."""
+    first = node.args[0] if node.args else None
+    return first[0] if isinstance(first, (list, tuple)) and first else first
 
 
 def _first(spot: Spot) -> Any:
@@ -125,7 +141,7 @@ def _through_call(flow: Flow, spot: Spot, steps: int) -> tuple[Spot | Origin, in
     node = spot.node
     target: Any = node.target
     if node.op == "call_method":
-        if target in _MOVING_METHODS:
+        if target in _MOVING or target in _MADE:
             return _MOVED, 0
         known = target in _SAME_METHODS or role_of_function(node) != ""
         return (_input(flow, spot, _first(spot)) if known else _UNKNOWN), 0
@@ -142,7 +158,8 @@ def _through_call(flow: Flow, spot: Spot, steps: int) -> tuple[Spot | Origin, in
     same: Callable[..., Any] | bool = target in _SAME_AXES or target in INTERPOLATE
     if same or role_of_function(node):
         return _input(flow, spot, _first(spot)), 0
-    return _UNKNOWN, 0
+    name = getattr(target, "__name__", "")
+    return (_MOVED if name in _MOVING or name in _MADE else _UNKNOWN), 0
 
 
 def _width(flow: Flow, spot: Spot, weight: Any) -> int:

@@ -18,9 +18,6 @@ from aa_surgery.sites.kinds import whole_number
 
 __all__ = ["read_einops_call", "read_einops_module"]
 
-_POOLS = {"max": "max_pool", "mean": "avg_pool", "sum": "avg_pool", "min": "max_pool"}
-_REDUCES = "reduces a view of the map, which has no dense form: blurred before it"
-
 
 def read_einops_module(module: Any) -> dict[str, Any] | None:
     """Return the fields of the `Site` that a layer of einops is, or None."""
@@ -62,36 +59,34 @@ def _fields(pattern: str, lengths: Mapping[str, Any], reduction: str) -> dict[st
     before, _, after = pattern.partition("->")
     inputs, outputs = _parsed(before), _parsed(after)
     place = {name: axis for axis, names in enumerate(outputs) for name in names}
-    alone = [names[0] for names in inputs if len(names) == 1]
+    # axes that are neither split nor the batch: phases that share the axis of one are features
+    alone = {names[0]: d for d, names in enumerate(inputs) if len(names) == 1 and d > 0}
     splits = [s for d, names in enumerate(inputs) if (s := _split(d, names, lengths, place))]
-    sampled = []
+    sampled, channels = [], set()
     for split in splits:
-        if split.phase not in place:
-            if reduction:
-                sampled.append(split)
-        elif any(
-            name in alone[1:] and place.get(name) == place[split.phase] for name in alone
-        ):  # a channel, an axis that is neither split nor the batch, shares the phase's axis
+        axis = place.get(split.phase)
+        joined = {d for name, d in alone.items() if axis is not None and place.get(name) == axis}
+        channels |= joined
+        if joined or (reduction and axis is None):
             sampled.append(split)
     if not sampled:
         return None
-    channels_last = all(split.dim < len(inputs) - 1 for split in sampled)
-    first, last = sampled[0].dim, len(inputs) - (2 if channels_last else 1)
+    first = sampled[0].dim
+    channels_last = min(channels) > first if channels else first == 1
+    last = len(inputs) - (2 if channels_last else 1)
     factors = {split.dim: split.factor for split in sampled}
     stride = tuple(factors.get(d, 1) or 1 for d in range(first, last + 1))
-    op = _POOLS.get(reduction, "avg_pool") if reduction else "space_to_depth"
     ellipsis = any("..." in names for names in inputs[first : last + 1])
     unknown = ellipsis or None in factors.values()
     problem = f"{pattern!r} splits axes by lengths that are known when it runs" if unknown else ""
     if channels_last and first == last:
         problem = "joins tokens of a sequence, whose neighbours in the map are not at hand"
     return dict(
-        op=op,
+        op="space_to_depth",
         kernel=stride,
         stride=stride,
         dims=tuple(range(first, last + 1)),
         channels_last=channels_last,
-        opaque=_REDUCES if reduction else "",
         problem=problem,
     )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
+
+from torch import fx
 
 from aa_surgery.sites.kinds import whole_number
 from aa_surgery.sites.sizes import lengths_of
@@ -48,12 +51,30 @@ def read_resize_to_size(source: Any, size: Any, mode: str) -> dict[str, Any] | N
         return _unknown("x".join(str(whole_number(item)) for item in items), mode)
     lengths = lengths_of(size)
     if lengths is None:
-        return _unknown("a size that is computed as it runs", mode)
+        shrinks = source is not None and _is_made_of(items, source)
+        return _unknown("a size that is computed as it runs", mode) if shrinks else None
     if any(length.value is not source for length in lengths):
         return None  # as large as another map: an enlargement, almost always
     if all(length.divisor == 1 for length in lengths):
         return None
     return read_resize(tuple(1 / length.divisor for length in lengths), mode)
+
+
+def _is_made_of(sizes: Any, source: fx.Node) -> bool:
+    """Tell whether a size is computed from the map's own, other than by a whole factor."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(tuple(sizes), found.append)
+    if all(n.target is operator.mul and any(whole_number(a) for a in n.args) for n in found):
+        return False
+    seen = set(found)
+    while found:
+        node = found.pop()
+        if node is source:
+            return True
+        new = set(node.all_input_nodes) - seen if node.op != "call_module" else set()
+        seen |= new
+        found += new
+    return False
 
 
 def _unknown(size: str, mode: str) -> dict[str, Any]:
