@@ -34,11 +34,10 @@ _SENETS = ("SEResNet50", "SEResNet101", "SEResNext50", "SEResNext101")
 _FLAT, _DEEP = (2, 3, 64, 64), (2, 1, 32, 32, 32)
 
 _MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
-    "AHNet": ("AHNet", dict(spatial_dims=2, layers=(1, 1, 1, 1)), (2, 1, 64, 64)),
-    "AHNet-3d": ("AHNet", dict(spatial_dims=3, in_channels=1), (2, 1, 64, 64, 64)),
+    "AHNet": ("AHNet", dict(layers=(1, 1, 1, 1)), (2, 3, 128, 128)),
     "AttentionUnet": ("AttentionUnet", {}, _FLAT),
     "AttentionUnet-3d": ("AttentionUnet", dict(spatial_dims=3, in_channels=1), _DEEP),
-    "AutoEncoder": ("AutoEncoder", {}, _FLAT),
+    "AutoEncoder": ("AutoEncoder", dict(strides=(2, 2, 2)), _FLAT),
     "AutoencoderKL": ("AutoencoderKL", _ATTENTION, _FLAT),
     "AutoencoderKL-3d": ("AutoencoderKL", {**_ATTENTION, "spatial_dims": 3}, (2, 3, 16, 16, 16)),
     "BasicUNet": ("BasicUNet", {}, _FLAT),
@@ -47,7 +46,6 @@ _MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "Classifier": ("Classifier", dict(in_shape=(3, 64, 64), classes=2, strides=(2, 2, 2)), _FLAT),
     "ControlNet": ("ControlNet", {**_ATTENTION, "conditioning_embedding_in_channels": 3}, _FLAT),
     "Critic": ("Critic", dict(in_shape=(3, 64, 64), strides=(2, 2, 2)), _FLAT),
-    "DAF3D": ("DAF3D", dict(in_channels=1), (2, 1, 32, 64, 64)),
     "DenseNet121": ("DenseNet121", {}, _FLAT),
     "DenseNet121-3d": ("DenseNet121", dict(spatial_dims=3, in_channels=1), _DEEP),
     "DiffusionModelUNet": (
@@ -154,15 +152,22 @@ _MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "VNet-3d": ("VNet", dict(spatial_dims=3, in_channels=1), _DEEP),
     "VQVAE": (
         "VQVAE",
-        dict(channels=(8, 16), num_res_layers=1, num_res_channels=(8, 16), **{
-            "downsample_parameters": ((2, 4, 1, 1), (2, 4, 1, 1)),
-            "upsample_parameters": ((2, 4, 1, 1, 0), (2, 4, 1, 1, 0)),
-            "num_embeddings": 8,
-            "embedding_dim": 8,
-        }),
+        dict(
+            channels=(8, 16),
+            num_res_layers=1,
+            num_res_channels=(8, 16),
+            downsample_parameters=((2, 4, 1, 1), (2, 4, 1, 1)),
+            upsample_parameters=((2, 4, 1, 1, 0), (2, 4, 1, 1, 0)),
+            num_embeddings=8,
+            embedding_dim=8,
+        ),
         _FLAT,
     ),
-    "VarAutoEncoder": ("VarAutoEncoder", dict(in_shape=(3, 64, 64), latent_size=8), _FLAT),
+    "VarAutoEncoder": (
+        "VarAutoEncoder",
+        dict(in_shape=(3, 64, 64), latent_size=8, strides=(2, 2, 2)),
+        _FLAT,
+    ),
     "ViT": ("ViT", dict(img_size=64, patch_size=16, classification=True), _FLAT),
     "ViT-perceptron": ("ViT", dict(img_size=64, patch_size=16, proj_type="perceptron"), _FLAT),
     "ViTAutoEnc": ("ViTAutoEnc", dict(img_size=64, patch_size=16), _FLAT),
@@ -177,6 +182,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
 _LEFT_OUT = {
     "DiNTS, Transchex, VISTA3D, HyenaNDUNETR, NaViT": "searched cells, text, prompts, packages "
     "that are not installed, packed patches",
+    "DAF3D, AHNet in 3-D": "minutes a forward on a CPU",
     "FullyConnectedNet, DecoderOnlyTransformer, Generator, NetAdapter": "no map is sampled, or "
     "another network stands inside",
 }
@@ -195,7 +201,7 @@ def _input(kind: str, shape: tuple[int, ...]) -> tuple[Any, ...]:
     if kind == "DiffusionModelUNet":
         return x, step
     if kind == "ControlNet":
-        return x, step, noise(2, 3, 128, 128)
+        return x, step, noise(2, 3, 256, 256)
     if kind == "SPADEDiffusionModelUNet":
         return x, step, noise(2, 3, 64, 64)
     if kind in ("SPADEAutoencoderKL", "SPADENet"):

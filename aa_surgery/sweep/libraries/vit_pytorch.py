@@ -33,8 +33,14 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ats_vit": ("ViT", dict(max_tokens_per_depth=(32, 16))),
     "attn_residual_with_dca_simple_vit": ("SimpleViT", {}),
     "cait": ("CaiT", dict(cls_depth=1)),
-    "cct": ("CCT", dict(img_size=_SIDE, embedding_dim=32, n_conv_layers=2, num_layers=2, num_heads=2)),
-    "cct_3d": ("CCT", dict(img_size=32, num_frames=_FRAMES, embedding_dim=32, num_layers=2, num_heads=2)),
+    "cct": (
+        "CCT",
+        dict(img_size=_SIDE, embedding_dim=32, n_conv_layers=2, num_layers=2, num_heads=2),
+    ),
+    "cct_3d": (
+        "CCT",
+        dict(img_size=32, num_frames=_FRAMES, embedding_dim=32, num_layers=2, num_heads=2),
+    ),
     "cross_vit": ("CrossViT", dict(sm_dim=16, lg_dim=32, sm_patch_size=8, depth=1)),
     "crossformer": (
         "CrossFormer",
@@ -75,7 +81,12 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "rvt": ("RvT", {}),
     "scalable_vit": (
         "ScalableViT",
-        {**_STAGES, "heads": _HEADS, "reduction_factor": (8, 4, 2, 1), "window_size": (16, 8, 4, 2)},
+        {
+            **_STAGES,
+            "heads": _HEADS,
+            "reduction_factor": (8, 4, 2, 1),
+            "window_size": (16, 8, 4, 2),
+        },
     ),
     "sep_vit": ("SepViT", {**_STAGES, "heads": _HEADS}),
     "simple_flash_attn_vit": ("SimpleViT", {}),

@@ -25,26 +25,21 @@ from aa_surgery.sweep.libraries.specimen import Specimen, fits
 
 __all__ = ["LAWS", "Findings", "examine_specimen"]
 
-LAWS = (
-    "plan",
-    "treat",
-    "identity",
-    "identity, post",
-    "shape",
-    "keys",
-    "audit",
-    "no false blur",
-    "pickle",
-    "training step",
-    "merge",
-    "undo",
-)
-"""`plan`, `treat`: no error. `identity`, in two placements: with the one-tap filter the
-outputs are the original's. `shape`, `keys`: outputs and state_dict of the treated model. `audit`:
-nothing sampled is untreated without a reason. `no false blur`: no edit where the audit of the
-untouched model saw nothing sampled. `pickle`: a pickled copy gives the same. `training step`:
-finite gradients, for the parameters that had one. `merge`: the library's `fuse()` after surgery, and
-surgery after it. `undo`: removing gives the outputs back, bit for bit."""
+LAWS = {
+    "plan": "a plan is made, without an error",
+    "identity": 'with `filter="identity"` the outputs are the original\'s',
+    "identity, post": 'likewise, with `placement="post"`',
+    "no false blur": "no edit where the audit of the untouched model saw nothing sampled",
+    "treat": "the plan is carried out, without an error",
+    "shape": "shapes and dtypes of the outputs stay",
+    "keys": "keys and shapes of the state_dict stay",
+    "audit": "nothing sampled is untreated without a reason",
+    "pickle": "a pickled copy gives the same outputs",
+    "training step": "finite gradients, for the parameters that have one untouched",
+    "merge": "the library's `fuse()` after surgery, and surgery after it, change no output",
+    "undo": "removal gives classes, keys and outputs back, bit for bit",
+}
+"""What is tested of each model; a crash of ours breaks the law under which it comes."""
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
 """Largest difference relative to the largest output; what fails in float32 is tried in float64."""
@@ -59,7 +54,7 @@ class Findings:
     Attributes:
         parameters: How many the model has.
         edits: Sites treated.
-        left: Sites left, counted by reason.
+        left: Sites left, and ops that the audit saw in scopes that cannot be traced, by reason.
         default_left: Those that the default options leave, likewise.
         unread: Scopes that cannot be traced, as `"scope: reason"`.
         sampled: Sampling ops that the audit saw in the treated model.
@@ -187,7 +182,8 @@ class Examination:
     def _in_double(self, options: dict[str, Any]) -> float:
         """Return the error in float64, where only rounding is forgiven."""
         specimen = Specimen(
-            copy.deepcopy(self.model).double(), *_double(self.specimen)  # the float32 one stays
+            copy.deepcopy(self.model).double(),
+            *_double(self.specimen),  # the float32 one stays
         )
         other = Examination(specimen)
         before = other._outputs()
@@ -229,6 +225,8 @@ class Examination:
     def _audit(self) -> None:
         report = self._report(self.plan)
         self.found.sampled = len(report.rows)
+        told = self.found.left.keys()
+        self.found.left |= _counted(r.reason for r in report.left if r.reason not in told)
         self.found.untreated = [
             f"{r.name or 'model'}: {r.op}, stride {'x'.join(f'{s:g}' for s in r.stride)}"
             for r in report.untreated
@@ -281,7 +279,9 @@ class Examination:
         modes = [(m, m.training) for m in self.model.modules()]
         try:
             self.model.train()
-            parts = [t.float().square().mean() for t in tensors(self.specimen.run()) if t.requires_grad]
+            parts = [
+                t.float().square().mean() for t in tensors(self.specimen.run()) if t.requires_grad
+            ]
             if not parts:
                 raise _BrokenError("no output needs a gradient")
             torch.stack(parts).sum().backward()
@@ -351,7 +351,7 @@ def tensors(result: Any) -> list[Tensor]:
     """Return every floating-point tensor of a forward's result, dataclasses included."""
     if not isinstance(result, (Tensor, list, tuple, dict)) and hasattr(result, "__dict__"):
         result = {k: v for k, v in vars(result).items() if not k.startswith("_")}
-    leaves = [x for x in tree_leaves(dict(result) if isinstance(result, dict) else result)]
+    leaves = list(tree_leaves(dict(result) if isinstance(result, dict) else result))
     return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
 
 
