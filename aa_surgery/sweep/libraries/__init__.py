@@ -1,6 +1,7 @@
 """Models of the libraries that people use beside timm, torchvision and MMPretrain, made small."""
 
-from aa_surgery.sweep.libraries.examination import LAWS, examine_specimen
+from aa_surgery.sweep.libraries.examination import examine_specimen
+from aa_surgery.sweep.libraries.findings import LAWS, Findings
 from aa_surgery.sweep.libraries.registry import LIBRARIES, installed, names, specimen
 from aa_surgery.sweep.libraries.run import CANNOT, sweep_libraries
 from aa_surgery.sweep.libraries.specimen import Library, Specimen
@@ -10,6 +11,7 @@ __all__ = [
     "CANNOT",
     "LAWS",
     "LIBRARIES",
+    "Findings",
     "Library",
     "Specimen",
     "document",

@@ -245,12 +245,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any], str, tuple[int, ...]]] = {
     ),
     "AutoencoderKLCogVideoX": (
         "AutoencoderKLCogVideoX",
-        dict(
-            block_out_channels=(8,) * 4,
-            latent_channels=4,
-            layers_per_block=1,
-            norm_num_groups=4,
-        ),
+        dict(block_out_channels=(8,) * 4, latent_channels=4, layers_per_block=1, norm_num_groups=4),
         "image",
         _CLIP,
     ),
@@ -353,12 +348,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any], str, tuple[int, ...]]] = {
     ),
     "T2IAdapter-light": (
         "T2IAdapter",
-        dict(
-            channels=[8, 16],
-            num_res_blocks=1,
-            downscale_factor=8,
-            adapter_type="light_adapter",
-        ),
+        dict(channels=[8, 16], num_res_blocks=1, downscale_factor=8, adapter_type="light_adapter"),
         "image",
         (2, 3, 64, 64),
     ),

@@ -3,85 +3,39 @@
 from __future__ import annotations
 
 import copy
-import math
 import pickle
-import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from aa_surgery.audit import AuditReport, audit
 from aa_surgery.surgery import Plan, apply_antialias, plan_antialias, remove_antialias
 from aa_surgery.sweep.identity import settle, spread
+from aa_surgery.sweep.libraries.comparing import (
+    BrokenError,
+    NotTestedError,
+    counted,
+    double,
+    error_of,
+    place_of,
+    require_same,
+    state_of,
+    tensors,
+)
+from aa_surgery.sweep.libraries.findings import Findings
 from aa_surgery.sweep.libraries.specimen import Specimen, fits
 
-__all__ = ["LAWS", "Findings", "examine_specimen"]
-
-LAWS = {
-    "plan": "a plan is made, without an error",
-    "identity": 'with `filter="identity"` the outputs are the original\'s',
-    "identity, post": 'likewise, with `placement="post"`',
-    "no false blur": "no edit where the audit of the untouched model saw nothing sampled",
-    "treat": "the plan is carried out, without an error",
-    "shape": "shapes and dtypes of the outputs stay",
-    "keys": "keys and shapes of the state_dict stay",
-    "audit": "nothing sampled is untreated without a reason",
-    "pickle": "a pickled copy gives the same outputs",
-    "training step": "finite gradients, for the parameters that have one untouched",
-    "merge": "the library's `fuse()` after surgery, and surgery after it, change no output",
-    "undo": "removal gives classes, keys and outputs back, bit for bit",
-}
-"""What is tested of each model; a crash of ours breaks the law under which it comes."""
+__all__ = ["Examination", "examine_specimen"]
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
 """Largest difference relative to the largest output; what fails in float32 is tried in float64."""
 
 _CLOSE = 1e-3  # merging norms into weights rounds anew
-
-
-@dataclass
-class Findings:
-    """What was counted in one model, with `max_stride=None`.
-
-    Attributes:
-        parameters: How many the model has.
-        edits: Sites treated.
-        left: Sites left, and ops that the audit saw in scopes that cannot be traced, by reason.
-        default_left: Those that the default options leave, likewise.
-        unread: Scopes that cannot be traced, as `"scope: reason"`.
-        sampled: Sampling ops that the audit saw in the treated model.
-        untreated: Those without filter or reason.
-        false_blurs: Edits where the untouched model samples nothing.
-        unjudged: What the audit could not read.
-        notes: What could not be tested, and why.
-    """
-
-    parameters: int = 0
-    edits: int = 0
-    left: dict[str, int] = field(default_factory=dict)
-    default_left: dict[str, int] = field(default_factory=dict)
-    unread: list[str] = field(default_factory=list)
-    sampled: int = 0
-    untreated: list[str] = field(default_factory=list)
-    false_blurs: list[str] = field(default_factory=list)
-    unjudged: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-class _NotTestedError(Exception):
-    """The untouched model cannot do it."""
-
-
-class _BrokenError(Exception):
-    """A law does not hold."""
 
 
 class Examination:
@@ -99,14 +53,14 @@ class Examination:
         """Run a test; note whether it held. A crash of whatever kind breaks the law."""
         try:
             test()
-        except _NotTestedError as reason:
+        except NotTestedError as reason:
             self.found.notes.append(f"{name}: {reason}")
             return False
-        except _BrokenError as what:
+        except BrokenError as what:
             self.broken[name] = str(what)
             return False
         except Exception as error:
-            self.broken[name] = f"crash: {_place(error)}"
+            self.broken[name] = f"crash: {place_of(error)}"
             return False
         self.held.append(name)
         return True
@@ -114,7 +68,7 @@ class Examination:
     def run_all(self) -> None:
         """Test every law, in an order in which each leaves the model as the next needs it."""
         self.before = self._outputs()
-        self.state = _state_of(self.model)
+        self.state = state_of(self.model)
         self._check_determinism()
         if not self.law("plan", self._make_plan):
             return
@@ -125,7 +79,7 @@ class Examination:
         if not self.law("treat", self._treat):
             return
         self.law("shape", self._shape)
-        self.law("keys", lambda: _same(self.state, _state_of(self.model)))
+        self.law("keys", lambda: require_same(self.state, state_of(self.model)))
         self.law("audit", self._audit)
         self.law("pickle", self._pickle)
         self.law("training step", self._train)
@@ -144,7 +98,7 @@ class Examination:
         return [r.detach().clone() for r in result]
 
     def _check_determinism(self) -> None:
-        if _error(self._outputs(), self.before) > 0:
+        if error_of(self._outputs(), self.before) > 0:
             self.found.notes.append("identity: the untouched model gives another output each time")
             self.random = True
             return
@@ -153,9 +107,9 @@ class Examination:
     def _make_plan(self) -> None:
         self.plan = plan_antialias(self.model, max_stride=None)
         self.found.edits = len(self.plan.edits)
-        self.found.left = _counted(x.reason for x in self.plan.left)
+        self.found.left = counted(x.reason for x in self.plan.left)
         self.found.unread = [f"{x.scope}: {x.reason}" for x in self.plan.unread]
-        self.found.default_left = _counted(x.reason for x in plan_antialias(self.model).left)
+        self.found.default_left = counted(x.reason for x in plan_antialias(self.model).left)
 
     def _treat(self) -> None:
         apply_antialias(self.model, plan=self.plan)
@@ -170,25 +124,25 @@ class Examination:
 
     def _identity(self, placement: str) -> None:
         if self.random:
-            raise _NotTestedError("the untouched model is random")
+            raise NotTestedError("the untouched model is random")
         options = {"filter": "identity", "placement": placement, "max_stride": None}
         with self._treated(options):
-            error = _error(self._outputs(), self.before)
+            error = error_of(self._outputs(), self.before)
         if error > TOLERANCE[torch.float32]:
-            error = self._in_double(options)
+            error = self._indouble(options)
             if error > TOLERANCE[torch.float64]:
-                raise _BrokenError(f"relative error {error:.1e}")
+                raise BrokenError(f"relative error {error:.1e}")
 
-    def _in_double(self, options: dict[str, Any]) -> float:
+    def _indouble(self, options: dict[str, Any]) -> float:
         """Return the error in float64, where only rounding is forgiven."""
         specimen = Specimen(
             copy.deepcopy(self.model).double(),
-            *_double(self.specimen),  # the float32 one stays
+            *double(self.specimen),  # the float32 one stays
         )
         other = Examination(specimen)
         before = other._outputs()
         with other._treated(options):
-            return _error(other._outputs(), before)
+            return error_of(other._outputs(), before)
 
     def _false_blurs(self) -> None:
         """Compare the edits with what the audit sees sampled in the untouched model."""
@@ -211,7 +165,7 @@ class Examination:
             if places & ran and not places & (seen | unread):
                 self.found.false_blurs.append(f"{site.name}: {site.op} ({site.kind})")
         if self.found.false_blurs:
-            raise _BrokenError("; ".join(self.found.false_blurs))
+            raise BrokenError("; ".join(self.found.false_blurs))
 
     def _report(self, plan: Plan | None) -> AuditReport:
         torch.manual_seed(0)
@@ -220,20 +174,36 @@ class Examination:
     def _shape(self) -> None:
         was, now = ([(tuple(t.shape), t.dtype) for t in x] for x in (self.before, self._outputs()))
         if was != now:
-            raise _BrokenError(f"{now} instead of {was}"[:300])
+            self._require_fixed_shapes()
+            raise BrokenError(f"{now} instead of {was}"[:300])
+
+    def _require_fixed_shapes(self) -> None:
+        """Say that shapes tell nothing where those of the untouched model follow the values."""
+        other = Specimen(self.model, *tree_map(_fainter, self._inputs()))
+        remove_antialias(self.model)
+        try:
+            with torch.no_grad():
+                shapes = [t.shape for t in tensors(other.run())]
+        finally:
+            apply_antialias(self.model, plan=self.plan)
+        if shapes != [t.shape for t in self.before]:
+            raise NotTestedError("the sizes of the untouched model's outputs follow the values")
+
+    def _inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self.specimen.arguments, self.specimen.options
 
     def _audit(self) -> None:
         report = self._report(self.plan)
         self.found.sampled = len(report.rows)
         told = self.found.left.keys()
-        self.found.left |= _counted(r.reason for r in report.left if r.reason not in told)
+        self.found.left |= counted(r.reason for r in report.left if r.reason not in told)
         self.found.untreated = [
             f"{r.name or 'model'}: {r.op}, stride {'x'.join(f'{s:g}' for s in r.stride)}"
             for r in report.untreated
         ]
         self.found.unjudged = list(report.unread)
         if self.found.untreated:
-            raise _BrokenError("; ".join(self.found.untreated))
+            raise BrokenError("; ".join(self.found.untreated))
 
     def _pickle(self) -> None:
         try:
@@ -241,8 +211,8 @@ class Examination:
         except Exception as error:
             self._unless_untouched(lambda m: pickle.dumps(m), error)
         else:
-            if not self.random and _error(self._outputs(pickle.loads(data)), self._outputs()) > 0:
-                raise _BrokenError("the copy gives other outputs")
+            if not self.random and error_of(self._outputs(pickle.loads(data)), self._outputs()) > 0:
+                raise BrokenError("the copy gives other outputs")
 
     def _unless_untouched(self, action: Callable[[nn.Module], object], error: Exception) -> None:
         """Raise `error`, unless the untouched model fails too."""
@@ -250,7 +220,7 @@ class Examination:
         try:
             action(self.model)
         except Exception as own:
-            raise _NotTestedError(f"the untouched model: {_place(own)}") from error
+            raise NotTestedError(f"the untouched model: {place_of(own)}") from error
         finally:
             apply_antialias(self.model, plan=self.plan)
         raise error
@@ -268,10 +238,10 @@ class Examination:
         finally:
             apply_antialias(self.model, plan=self.plan)
         if treated.keys() != untouched.keys():
-            raise _BrokenError(f"other parameters: {sorted(treated.keys() ^ untouched.keys())[:5]}")
+            raise BrokenError(f"other parameters: {sorted(treated.keys() ^ untouched.keys())[:5]}")
         wild = [n for n, finite in treated.items() if not finite and untouched[n]]
         if wild:
-            raise _BrokenError(f"not finite: {wild[:5]}")
+            raise BrokenError(f"not finite: {wild[:5]}")
 
     def _gradients(self) -> dict[str, bool]:
         """Return of each parameter that gets a gradient whether it is finite."""
@@ -283,7 +253,7 @@ class Examination:
                 t.float().square().mean() for t in tensors(self.specimen.run()) if t.requires_grad
             ]
             if not parts:
-                raise _BrokenError("no output needs a gradient")
+                raise BrokenError("no output needs a gradient")
             torch.stack(parts).sum().backward()
             named = self.model.named_parameters()
             return {n: bool(p.grad.isfinite().all()) for n, p in named if p.grad is not None}
@@ -300,26 +270,26 @@ class Examination:
         assert self.specimen.merge is not None
         twin = copy.deepcopy(self.model)
         self.specimen.merge(twin)
-        error = _error(self._outputs(twin), self._outputs())
+        error = error_of(self._outputs(twin), self._outputs())
         if error > _CLOSE:
-            raise _BrokenError(f"merged after surgery: relative error {error:.1e}")
+            raise BrokenError(f"merged after surgery: relative error {error:.1e}")
         merged = copy.deepcopy(self.model)
         remove_antialias(merged)
         self.specimen.merge(merged)
         expected = self._outputs(merged)
         apply_antialias(merged, filter="identity", max_stride=None)
-        error = _error(self._outputs(merged), expected)
+        error = error_of(self._outputs(merged), expected)
         if error > _CLOSE:
-            raise _BrokenError(f"merged before surgery: relative error {error:.1e}")
+            raise BrokenError(f"merged before surgery: relative error {error:.1e}")
 
     def _undo(self) -> None:
         remove_antialias(self.model)
-        _same(self.state, _state_of(self.model))
+        require_same(self.state, state_of(self.model))
         for name, module in self.model.named_modules():
             if type(module).__module__.startswith("aa_surgery"):
-                raise _BrokenError(f"{name} is still a {type(module).__name__}")
-        if not self.random and _error(self._outputs(), self.before) > 0:
-            raise _BrokenError("the outputs are not those of before, bit for bit")
+                raise BrokenError(f"{name} is still a {type(module).__name__}")
+        if not self.random and error_of(self._outputs(), self.before) > 0:
+            raise BrokenError("the outputs are not those of before, bit for bit")
 
 
 def examine_specimen(specimen: Specimen) -> tuple[Findings, tuple[str, ...], dict[str, str]]:
@@ -347,62 +317,5 @@ def _quiet(specimen: Specimen) -> None:
         specimen.run()
 
 
-def tensors(result: Any) -> list[Tensor]:
-    """Return every floating-point tensor of a forward's result, dataclasses included."""
-    if not isinstance(result, (Tensor, list, tuple, dict)) and hasattr(result, "__dict__"):
-        result = {k: v for k, v in vars(result).items() if not k.startswith("_")}
-    leaves = list(tree_leaves(dict(result) if isinstance(result, dict) else result))
-    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
-
-
-def _double(specimen: Specimen) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    def widen(x: Any) -> Any:
-        return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
-
-    arguments, options = tree_map(widen, (specimen.arguments, specimen.options))
-    return arguments, options
-
-
-def _error(result: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the largest relative difference; infinite where a shape differs."""
-    if [r.shape for r in result] != [e.shape for e in expected]:
-        return math.inf
-    worst = 0.0
-    for got, reference in zip(result, expected, strict=True):
-        same = (got == reference) | (got.isnan() & reference.isnan())
-        if bool(same.all()):
-            continue
-        finite = reference[reference.isfinite()]
-        scale = float(finite.abs().max()) if finite.numel() else 1.0
-        error = float((got - reference)[~same].abs().max()) / (scale or 1.0)
-        worst = max(worst, error) if error == error else math.inf
-    return worst
-
-
-def _state_of(model: nn.Module) -> dict[str, Any]:
-    return {k: tuple(getattr(v, "shape", ())) for k, v in model.state_dict().items()}
-
-
-def _same(before: dict[str, Any], after: dict[str, Any]) -> None:
-    if list(before.items()) != list(after.items()):
-        changed = {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)}
-        raise _BrokenError(f"keys differ: {sorted(changed)[:5] or 'their order'}")
-
-
-def _counted(reasons: Any) -> dict[str, int]:
-    return dict(sorted(Counter(reasons).items()))
-
-
-def _place(error: Exception) -> str:
-    """Return an error's name, its first line, and the last place in our own code."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if "aa_surgery" in f.filename and "sweep" not in f.filename]
-    frame = ours[-1] if ours else frames[-1]
-    where = f"{Path(frame.filename).name}:{frame.lineno}"
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:250] + f" ({where})"
-
-
-def as_dict(found: Findings) -> dict[str, Any]:
-    """Return what `json.dumps` writes."""
-    return asdict(found)
+def _fainter(x: Any) -> Any:
+    return x / 2 if isinstance(x, Tensor) and x.is_floating_point() else x

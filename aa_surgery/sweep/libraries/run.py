@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -24,11 +25,15 @@ CANNOT = "cannot build or run untouched: "
 """What a row's failure begins with where it is not ours."""
 
 _SOURCE, _LAWS = "outside", "outside"
+_MEMORY = (
+    14 << 30
+)  # address space of a worker, bytes: a model that wants more is a row, not a dead machine
 
 
 def examine(name: str) -> Row:
     """Test every law on one model; runs in a worker."""
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     logging.disable(logging.ERROR)  # of hosts, about their own defaults
     head = (_SOURCE, name, name.partition(":")[0], _LAWS)
     with warnings.catch_warnings():

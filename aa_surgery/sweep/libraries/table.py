@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from aa_surgery.sweep.advice import advice
 from aa_surgery.sweep.coverage import table
-from aa_surgery.sweep.libraries.examination import LAWS
+from aa_surgery.sweep.libraries.findings import LAWS
 from aa_surgery.sweep.libraries.registry import LIBRARIES
 from aa_surgery.sweep.libraries.run import CANNOT
 from aa_surgery.sweep.rows import Row

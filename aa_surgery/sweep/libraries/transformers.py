@@ -17,7 +17,13 @@ from typing import Any
 
 import torch
 
-from aa_surgery.sweep.libraries.specimen import Library, Specimen, first_that_runs, noise
+from aa_surgery.sweep.libraries.specimen import (
+    Library,
+    Specimen,
+    first_that_runs,
+    fits,
+    noise,
+)
 
 __all__ = ["LIBRARY", "shrink"]
 
@@ -97,6 +103,8 @@ def _specimen(name: str) -> Specimen:
 def _made(kind: Any, few: bool, narrow: bool, video: bool) -> Specimen:
     config = kind.config_class()
     shrink(config, few, narrow)
+    with torch.device("meta"):
+        fits(kind(config))  # before the memory is asked for
     return Specimen(kind(config), (), _input(kind, config, video))
 
 
