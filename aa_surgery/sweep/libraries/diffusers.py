@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -364,10 +365,8 @@ _LEFT_OUT = {
 
 
 def _specimen(name: str) -> Specimen:
-    import diffusers
-
     kind, options, takes, shape = _MODELS[name]
-    model = getattr(diffusers, kind)(**options)
+    model = getattr(import_module("diffusers"), kind)(**options)
     return Specimen(model, *_input(takes, shape))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 
 from aa_surgery.sweep.libraries.specimen import Library, Specimen, noise
 
@@ -17,20 +18,18 @@ _LEFT_OUT = {
 
 
 def _names() -> Iterable[str]:
-    from effdet.config.model_config import efficientdet_model_param_dict as table
-
+    table = import_module("effdet.config.model_config").efficientdet_model_param_dict
     more = ("efficientdet_d3", "efficientdet_d4", "efficientdet_d5")
     kept = ("tf_efficientdet_d0", "tf_efficientdet_lite0")
     return [n for n in table if n not in more and (not n.startswith("tf_") or n in kept)]
 
 
 def _specimen(name: str) -> Specimen:
-    from effdet import EfficientDet, get_efficientdet_config
-
-    config = get_efficientdet_config(name)
+    host = import_module("effdet")
+    config = host.get_efficientdet_config(name)
     config.image_size = (_SIDE, _SIDE)
     config.pretrained_backbone = False
-    model = EfficientDet(config, pretrained_backbone=False)
+    model = host.EfficientDet(config, pretrained_backbone=False)
     return Specimen(model, (noise(2, 3, _SIDE, _SIDE),))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -189,10 +190,8 @@ _LEFT_OUT = {
 
 
 def _specimen(name: str) -> Specimen:
-    import monai.networks.nets as nets
-
     kind, own, shape = _MODELS[name]
-    model: nn.Module = filled(getattr(nets, kind), _COMMON, **own)
+    model: nn.Module = filled(getattr(import_module("monai.networks.nets"), kind), _COMMON, **own)
     return Specimen(model, _input(kind, shape))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 from aa_surgery.sweep.libraries.specimen import Library, Specimen, first_that_runs, noise
@@ -23,12 +24,10 @@ _LEFT_OUT = {
 @cache
 def _builders() -> dict[str, Callable[..., Any]]:
     """Return one builder a module, whatever number of sizes it has."""
-    from pytorchcv import model_provider
-
     left_out = {name for names in _LEFT_OUT for name in names.split(", ")}
     chosen: dict[str, Callable[..., Any]] = {}
     modules: set[str] = set()
-    for name, make in model_provider._models.items():
+    for name, make in import_module("pytorchcv.model_provider")._models.items():
         module = make.__module__.rpartition(".")[2]
         if module not in modules | left_out:
             modules.add(module)
@@ -46,7 +45,7 @@ def _specimen(name: str) -> Specimen:
     sizes = [s for s in _SIZES if "cifar" not in name] if size is None else []
     small = [(64, 64)] if size and max(size) > 64 and min(size) >= 224 else []
     tried = [*small, *([tuple(size)] if size else []), *sizes, (32, 32)]
-    return first_that_runs([lambda s=s: _at(make, s) for s in dict.fromkeys(tried)])
+    return first_that_runs([partial(_at, make, size) for size in dict.fromkeys(tried)])
 
 
 def _at(make: Callable[..., Any], size: tuple[int, int]) -> Specimen:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from importlib import import_module
 
 from aa_surgery.sweep.libraries.specimen import Library, Specimen, first_that_runs, noise
 
 __all__ = ["LIBRARY"]
 
+_HOST = "segmentation_models_pytorch"
 _SIDE = 64
 _ENCODER, _DECODER = "resnet18", "fpn"
 _TIMM = ("tu-convnext_atto", "tu-mobilenetv3_small_050", "tu-hrnet_w18_small")
@@ -17,8 +20,7 @@ _LEFT_OUT = {
 
 
 def _names() -> Iterable[str]:
-    import segmentation_models_pytorch as host
-
+    host = import_module(_HOST)
     families: dict[str, str] = {}
     for name in host.encoders.encoders:
         depth = name.rstrip("0123456789").removesuffix("-b")  # sizes that differ in depth alone
@@ -37,12 +39,11 @@ def _is_small(name: str) -> bool:
 
 
 def _specimen(name: str) -> Specimen:
-    return first_that_runs([lambda s=s: _at(name, s) for s in (_SIDE, 128, 224)])
+    return first_that_runs([partial(_at, name, side) for side in (_SIDE, 128, 224)])
 
 
 def _at(name: str, side: int) -> Specimen:
-    import segmentation_models_pytorch as host
-
+    host = import_module(_HOST)
     decoder, _, encoder = name.partition("-")
     model = host.create_model(decoder, encoder_name=encoder, encoder_weights=None)
     return Specimen(model, (noise(2, 3, side, side),))
@@ -50,8 +51,8 @@ def _at(name: str, side: int) -> Specimen:
 
 LIBRARY = Library(
     "smp",
-    "segmentation_models_pytorch",
-    "segmentation_models_pytorch",
+    _HOST,
+    _HOST,
     _names,
     _specimen,
     _LEFT_OUT,

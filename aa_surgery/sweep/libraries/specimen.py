@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -106,15 +105,3 @@ def fits(model: nn.Module) -> None:
     count = sum(p.numel() for p in model.parameters())
     if count > LIMIT:
         raise ValueError(f"{count / 1e6:.0f} M parameters are above {LIMIT / 1e6:g} M")
-
-
-def exported(module: ModuleType, base: type, but: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the subclasses of `base` that a module defines or exports, each once."""
-    found: dict[str, Any] = {}
-    seen: set[int] = set()
-    for name, value in vars(module).items():
-        if inspect.isclass(value) and issubclass(value, base) and value is not base:
-            if id(value) not in seen and name not in but:
-                found[name] = value
-            seen.add(id(value))
-    return found

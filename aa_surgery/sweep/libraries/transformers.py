@@ -7,11 +7,11 @@ the model then does not run.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ from aa_surgery.sweep.libraries.specimen import (
 __all__ = ["LIBRARY", "shrink"]
 
 _LAYERS = ("layers", "depth", "depths", "num_blocks", "layer_depths", "num_hidden_blocks")
-_WIDTHS = ("hidden_size", "hidden_sizes", "intermediate_size", "ffn_dim", "d_model", "embed_dim")
-_WIDTHS += ("hidden_dim", "embedding_dim", "mlp_dim", "head_dim", "feature_size", "projection_dim")
+_WIDTHS = (
+    *("hidden_size", "hidden_sizes", "intermediate_size", "ffn_dim", "d_model", "embed_dim"),
+    *("hidden_dim", "embedding_dim", "mlp_dim", "head_dim", "feature_size", "projection_dim"),
+)
 _SIDE, _LARGEST, _FRAMES, _GRID = 64, 224, 4, 4
 
 _LEFT_OUT = {
@@ -60,19 +62,16 @@ def _classes() -> dict[str, Any]:
 
 def _modules() -> Iterator[Any]:
     """Yield the modules of models that speak of pixels."""
-    import transformers
-
-    root = Path(transformers.__file__).parent / "models"
+    root = Path(str(import_module("transformers").__file__)).parent / "models"
     for path in sorted(root.glob("*/modeling_*.py")):
         if "pixel_values" in path.read_text():
-            yield importlib.import_module(f"transformers.models.{path.parent.name}.{path.stem}")
+            yield import_module(f"transformers.models.{path.parent.name}.{path.stem}")
 
 
 def _models_of(module: Any) -> list[Any]:
-    from transformers import PreTrainedModel
-
+    base = import_module("transformers").PreTrainedModel
     named = [getattr(module, name) for name in getattr(module, "__all__", ())]
-    models = [k for k in named if inspect.isclass(k) and issubclass(k, PreTrainedModel)]
+    models = [k for k in named if inspect.isclass(k) and issubclass(k, base)]
     return [k for k in models if k.config_class and not k.__name__.endswith("PreTrainedModel")]
 
 
@@ -92,12 +91,12 @@ def _names() -> Iterable[str]:
 
 
 def _specimen(name: str) -> Specimen:
-    import transformers
-
-    kind = getattr(transformers, name)  # of all its modules only this one is imported
+    kind = getattr(
+        import_module("transformers"), name
+    )  # of all its modules only this one is imported
     ways = [(True, True), (True, False), (False, True), (False, False)]
     tries = [(few, narrow, video) for few, narrow in ways for video in (False, True)]
-    return first_that_runs([lambda t=t: _made(kind, *t) for t in tries])
+    return first_that_runs([partial(_made, kind, *way) for way in tries])
 
 
 def _made(kind: Any, few: bool, narrow: bool, video: bool) -> Specimen:
@@ -116,10 +115,9 @@ def shrink(config: Any, few: bool, narrow: bool) -> None:
         few: Leave two layers of each stage.
         narrow: Divide widths by four.
     """
-    from transformers import PretrainedConfig
-
+    inner = import_module("transformers").PretrainedConfig
     for name, value in list(vars(config).items()):
-        if isinstance(value, PretrainedConfig):
+        if isinstance(value, inner):
             shrink(value, few, narrow)
         elif name == "use_pretrained_backbone":
             setattr(config, name, False)

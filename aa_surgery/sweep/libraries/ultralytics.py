@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,7 @@ _LEFT_OUT = {
 def _configs() -> dict[str, Path]:
     # Asked before the first import, which else looks for the network.
     os.environ.setdefault("YOLO_OFFLINE", "true")
-    import ultralytics
-
-    root = Path(ultralytics.__file__).parent / "cfg" / "models"
+    root = Path(str(import_module("ultralytics").__file__)).parent / "cfg" / "models"
     return {path.stem: path for path in sorted(root.rglob("*.yaml"))}
 
 
@@ -35,7 +34,7 @@ def _names() -> Iterable[str]:
 
 
 def _specimen(name: str) -> Specimen:
-    return first_that_runs([lambda s=s: _at(name, s) for s in (64, 128, 256)])
+    return first_that_runs([partial(_at, name, side) for side in (64, 128, 256)])
 
 
 def _at(name: str, side: int) -> Specimen:
@@ -50,8 +49,7 @@ def _fuse(model: nn.Module) -> None:
 
 def _kind(name: str) -> Any:
     """Return the class that the configuration's task asks for."""
-    from ultralytics.nn import tasks
-
+    tasks = import_module("ultralytics.nn.tasks")
     if "rtdetr" in name and not name.startswith("yolov8"):
         return tasks.RTDETRDetectionModel
     if name.startswith("yoloe"):
