@@ -7,7 +7,8 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ from aa_surgery.sweep.libraries.findings import Findings
 from aa_surgery.sweep.libraries.specimen import Specimen, fits
 
 __all__ = ["Examination", "examine_specimen"]
+
+T = TypeVar("T")
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
 """Largest difference relative to the largest output; what fails in float32 is tried in float64."""
@@ -67,14 +70,12 @@ class Examination:
 
     def run_all(self) -> None:
         """Test every law, in an order in which each leaves the model as the next needs it."""
-        self.before = self._outputs()
-        self.state = state_of(self.model)
-        self._check_determinism()
+        self._note_untouched()
         if not self.law("plan", self._make_plan):
             return
         for placement in ("auto", "post"):
             name = "identity" if placement == "auto" else f"identity, {placement}"
-            self.law(name, lambda p=placement: self._identity(p))  # type: ignore[misc]
+            self.law(name, partial(self._identity, placement))
         self.law("no false blur", self._false_blurs)
         if not self.law("treat", self._treat):
             return
@@ -87,22 +88,25 @@ class Examination:
             self.law("merge", self._merge)
         self.law("undo", self._undo)
 
-    def _outputs(self, model: nn.Module | None = None) -> list[Tensor]:
+    def _note_untouched(self) -> None:
+        """Note what the untouched model gives and can do, for the laws to compare with."""
+        self.before = self._outputs()
+        self.state = state_of(self.model)
+        self.random = error_of(self._outputs(), self.before) > 0
+        self.pickles = _attempt(lambda: pickle.dumps(self.model))
+        self.gradients = _attempt(self._gradients)
+        other = Specimen(self.model, *tree_map(_fainter, self._inputs()))
+        self.data_dependent = _shapes(self._outputs(of=other)) != _shapes(self.before)
+
+    def _outputs(self, model: nn.Module | None = None, of: Specimen | None = None) -> list[Tensor]:
         """Run without gradients, and give the buffers back that the forward writes."""
         target = self.model if model is None else model
         saved = [(b, b.clone()) for b in target.buffers()]
         with torch.no_grad():
-            result = tensors(self.specimen.run(target))
-        for buffer, value in saved:
-            buffer.copy_(value)
+            result = tensors((of or self.specimen).run(target))
+            for buffer, value in saved:
+                buffer.copy_(value)
         return [r.detach().clone() for r in result]
-
-    def _check_determinism(self) -> None:
-        if error_of(self._outputs(), self.before) > 0:
-            self.found.notes.append("identity: the untouched model gives another output each time")
-            self.random = True
-            return
-        self.random = False
 
     def _make_plan(self) -> None:
         self.plan = plan_antialias(self.model, max_stride=None)
@@ -176,22 +180,11 @@ class Examination:
         return audit(self.model, *self.specimen.arguments, plan=plan, **self.specimen.options)
 
     def _shape(self) -> None:
-        was, now = ([(tuple(t.shape), t.dtype) for t in x] for x in (self.before, self._outputs()))
-        if was != now:
-            self._require_fixed_shapes()
-            raise BrokenError(f"{now} instead of {was}"[:300])
-
-    def _require_fixed_shapes(self) -> None:
-        """Say that shapes tell nothing where those of the untouched model follow the values."""
-        other = Specimen(self.model, *tree_map(_fainter, self._inputs()))
-        remove_antialias(self.model)
-        try:
-            with torch.no_grad():
-                shapes = [t.shape for t in tensors(other.run())]
-        finally:
-            apply_antialias(self.model, plan=self.plan)
-        if shapes != [t.shape for t in self.before]:
+        if self.data_dependent:
             raise NotTestedError("the sizes of the untouched model's outputs follow the values")
+        was, now = _shapes(self.before), _shapes(self._outputs())
+        if was != now:
+            raise BrokenError(f"{now} instead of {was}"[:300])
 
     def _inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.specimen.arguments, self.specimen.options
@@ -210,37 +203,18 @@ class Examination:
             raise BrokenError("; ".join(self.found.untreated))
 
     def _pickle(self) -> None:
-        try:
-            data = pickle.dumps(self.model)
-        except Exception as error:
-            self._unless_untouched(lambda m: pickle.dumps(m), error)
-        else:
-            if not self.random and error_of(self._outputs(pickle.loads(data)), self._outputs()) > 0:
-                raise BrokenError("the copy gives other outputs")
-
-    def _unless_untouched(self, action: Callable[[nn.Module], object], error: Exception) -> None:
-        """Raise `error`, unless the untouched model fails too."""
-        remove_antialias(self.model)
-        try:
-            action(self.model)
-        except Exception as own:
-            raise NotTestedError(f"the untouched model: {place_of(own)}") from error
-        finally:
-            apply_antialias(self.model, plan=self.plan)
-        raise error
+        if isinstance(self.pickles, Exception):
+            raise NotTestedError(f"the untouched model: {place_of(self.pickles)}")
+        copied = pickle.loads(pickle.dumps(self.model))
+        if not self.random and error_of(self._outputs(copied), self._outputs()) > 0:
+            raise BrokenError("the copy gives other outputs")
 
     def _train(self) -> None:
-        """Take the gradients of one step; none is taken, so that the weights stay."""
-        try:
-            treated = self._gradients()
-        except Exception as error:
-            self._unless_untouched(lambda m: self._gradients(), error)
-            return
-        remove_antialias(self.model)
-        try:
-            untouched = self._gradients()
-        finally:
-            apply_antialias(self.model, plan=self.plan)
+        """Compare the gradients of one step; none is taken, so that the weights stay."""
+        untouched = self.gradients
+        if isinstance(untouched, Exception):
+            raise NotTestedError(f"the untouched model: {place_of(untouched)}")
+        treated = self._gradients()
         if treated.keys() != untouched.keys():
             raise BrokenError(f"other parameters: {sorted(treated.keys() ^ untouched.keys())[:5]}")
         wild = [n for n, finite in treated.items() if not finite and untouched[n]]
@@ -323,3 +297,15 @@ def _quiet(specimen: Specimen) -> None:
 
 def _fainter(x: Any) -> Any:
     return x / 2 if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _shapes(outputs: list[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    return [(tuple(t.shape), t.dtype) for t in outputs]
+
+
+def _attempt(action: Callable[[], T]) -> T | Exception:
+    """Return what an action gives, or the error that it raises: a fact of the untouched model."""
+    try:
+        return action()
+    except Exception as error:
+        return error

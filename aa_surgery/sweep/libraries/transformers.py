@@ -69,9 +69,9 @@ def _modules() -> Iterator[Any]:
 
 
 def _models_of(module: Any) -> list[Any]:
-    base = import_module("transformers").PreTrainedModel
-    named = [getattr(module, name) for name in getattr(module, "__all__", ())]
-    models = [k for k in named if inspect.isclass(k) and issubclass(k, base)]
+    base: Any = import_module("transformers").PreTrainedModel
+    named: list[Any] = [getattr(module, name) for name in getattr(module, "__all__", ())]
+    models: list[Any] = [k for k in named if inspect.isclass(k) and issubclass(k, base)]
     return [k for k in models if k.config_class and not k.__name__.endswith("PreTrainedModel")]
 
 
