@@ -89,22 +89,6 @@ _MODELS: dict[str, tuple[str, dict[str, Any], str, tuple[int, ...]]] = {
         "text",
         _LATENT,
     ),
-    "UNet2DConditionModel-k": (
-        "UNet2DConditionModel",
-        {
-            **_TEXT,
-            "block_out_channels": (32, 64),
-            "norm_num_groups": 32,
-            "down_block_types": ("KDownBlock2D", "KCrossAttnDownBlock2D"),
-            "up_block_types": ("KCrossAttnUpBlock2D", "KUpBlock2D"),
-            "mid_block_type": None,
-            "conv_in_kernel": 1,
-            "conv_out_kernel": 1,
-            "resnet_time_scale_shift": "scale_shift",
-        },
-        "text",
-        _LATENT,
-    ),
     "UNet3DConditionModel": (
         "UNet3DConditionModel",
         {
@@ -118,7 +102,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any], str, tuple[int, ...]]] = {
     "UNetMotionModel": (
         "UNetMotionModel",
         {
-            **_TEXT,
+            **{k: v for k, v in _TEXT.items() if k != "attention_head_dim"},
             "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
             "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
             "motion_num_attention_heads": 2,
@@ -136,22 +120,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any], str, tuple[int, ...]]] = {
         "control",
         _LATENT,
     ),
-    "UNet1DModel": ("UNet1DModel", {}, "step", (2, 2, 256)),
-    "Kandinsky3UNet": (
-        "Kandinsky3UNet",
-        dict(
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            groups=8,
-            attention_head_dim=8,
-            cross_attention_dim=16,
-            encoder_hid_dim=16,
-            add_cross_attention=(False, True),
-            add_self_attention=(False, True),
-        ),
-        "text",
-        _LATENT,
-    ),
+    "UNet1DModel": ("UNet1DModel", dict(extra_in_channels=16), "step", (2, 2, 256)),
     "AutoencoderKL": ("AutoencoderKL", _VAE, "image", _IMAGE),
     "AsymmetricAutoencoderKL": (
         "AsymmetricAutoencoderKL",
@@ -232,18 +201,6 @@ _MODELS: dict[str, tuple[str, dict[str, Any], str, tuple[int, ...]]] = {
         _IMAGE,
     ),
     "AutoencoderKLFlux2": ("AutoencoderKLFlux2", _VAE, "image", _IMAGE),
-    "AutoencoderKLAllegro": (
-        "AutoencoderKLAllegro",
-        dict(
-            block_out_channels=(8, 8, 8, 8),
-            temporal_downsample_blocks=(True, True, False, False),
-            temporal_upsample_blocks=(False, True, True, False),
-            norm_num_groups=4,
-            layers_per_block=1,
-        ),
-        "image",
-        (1, 3, 8, 32, 32),
-    ),
     "AutoencoderKLCogVideoX": (
         "AutoencoderKLCogVideoX",
         dict(block_out_channels=(8,) * 4, latent_channels=4, layers_per_block=1, norm_num_groups=4),
@@ -358,6 +315,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any], str, tuple[int, ...]]] = {
 _LEFT_OUT = {
     "*Transformer*Model": "tokens: their one sampling op is the patch embedding",
     "Audio*, *Vocoder, *Tokenizer": "sound",
+    "Kandinsky3UNet, AutoencoderKLAllegro": "widths that cannot be made small; encodes tiles alone",
     "StableCascadeUNet, I2VGenXLUNet, UNetControlNetXSModel, UNetSpatioTemporalConditionModel": (
         "the blocks of the UNets above, with more conditions"
     ),

@@ -68,6 +68,15 @@ class Examination:
         self.held.append(name)
         return True
 
+    def pickle_unused(self) -> None:
+        """Pickle the model before it has run: transformers' then hold hooks that cannot be."""
+        self.untouched_pickle = _attempt(lambda: pickle.dumps(self.model))
+        self.treated_pickle = _attempt(self._pickled_treated)
+
+    def _pickled_treated(self) -> bytes:
+        with self._treated({"max_stride": None}):
+            return pickle.dumps(self.model)
+
     def run_all(self) -> None:
         """Test every law, in an order in which each leaves the model as the next needs it."""
         self._note_untouched()
@@ -93,7 +102,6 @@ class Examination:
         self.before = self._outputs()
         self.state = state_of(self.model)
         self.random = error_of(self._outputs(), self.before) > 0
-        self.pickles = _attempt(lambda: pickle.dumps(self.model))
         self.gradients = _attempt(self._gradients)
         other = Specimen(self.model, *tree_map(_fainter, self._inputs()))
         self.data_dependent = _shapes(self._outputs(of=other)) != _shapes(self.before)
@@ -203,9 +211,12 @@ class Examination:
             raise BrokenError("; ".join(self.found.untreated))
 
     def _pickle(self) -> None:
-        if isinstance(self.pickles, Exception):
-            raise NotTestedError(f"the untouched model: {place_of(self.pickles)}")
-        copied = pickle.loads(pickle.dumps(self.model))
+        if isinstance(self.untouched_pickle, Exception):
+            raise NotTestedError(f"the untouched model: {place_of(self.untouched_pickle)}")
+        if isinstance(self.treated_pickle, Exception):
+            raise self.treated_pickle
+        copied = pickle.loads(self.treated_pickle)
+        copied.load_state_dict(self.model.state_dict())
         if not self.random and error_of(self._outputs(copied), self._outputs()) > 0:
             raise BrokenError("the copy gives other outputs")
 
@@ -280,12 +291,12 @@ def examine_specimen(specimen: Specimen) -> tuple[Findings, tuple[str, ...], dic
         Exception: Whatever the untouched model raises.
     """
     fits(specimen.model)
-    specimen.model.eval()
-    spread(specimen.model)
-    settle(specimen.model, lambda: _quiet(specimen))
     examination = Examination(specimen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of hosts; and that a model has nothing to treat
+        examination.pickle_unused()
+        spread(specimen.model)
+        settle(specimen.model, lambda: _quiet(specimen))
         examination.run_all()
     return examination.found, tuple(examination.held), examination.broken
 

@@ -25,14 +25,14 @@ from aa_surgery.sweep.libraries.specimen import (
     noise,
 )
 
-__all__ = ["LIBRARY", "shrink"]
+__all__ = ["LIBRARY", "shrunk"]
 
-_LAYERS = ("layers", "depth", "depths", "num_blocks", "layer_depths", "num_hidden_blocks")
+_LAYERS = ("layers", "depth", "depths", "num_blocks", "layer_depths", "repeats", "coefficient")
 _WIDTHS = (
     *("hidden_size", "hidden_sizes", "intermediate_size", "ffn_dim", "d_model", "embed_dim"),
     *("hidden_dim", "embedding_dim", "mlp_dim", "head_dim", "feature_size", "projection_dim"),
 )
-_SIDE, _LARGEST, _FRAMES, _GRID = 64, 224, 4, 4
+_SIDE, _LARGEST, _FRAMES, _GRID = 64, 128, 4, 4
 
 _LEFT_OUT = {
     "models that need text, prompts or a session beside the image": "their vision towers, which "
@@ -40,6 +40,12 @@ _LEFT_OUT = {
     "XModel, where a class with a head has the same configuration": "the head's class holds it",
     "timm_backbone, timm_wrapper, vision_encoder_decoder": "they wrap other models",
 }
+_ASKED = {
+    name: {"out_indices": [3, 5, 7, 11], "num_hidden_layers": 12}
+    for name in ("BeitForSemanticSegmentation", "Data2VecVisionForSemanticSegmentation")
+}
+"""What a class asks of its configuration, whose defaults lack it."""
+
 _WRAPPERS = ("Timm", "VisionEncoderDecoder", "LightGlue")
 _INPUTS = ("pixel_values", "pixel_values_videos", "hidden_states")
 _KNOWN = {*_INPUTS, "grid_thw", "image_grid_thw", "bool_masked_pos"}
@@ -100,15 +106,16 @@ def _specimen(name: str) -> Specimen:
 
 
 def _made(kind: Any, few: bool, narrow: bool, video: bool) -> Specimen:
-    config = kind.config_class()
-    shrink(config, few, narrow)
+    config = shrunk(kind.config_class(), few, narrow)
+    for name, value in _ASKED.get(kind.__name__, {}).items():
+        setattr(config, name, value)
     with torch.device("meta"):
         fits(kind(config))  # before the memory is asked for
     return Specimen(kind(config), (), _input(kind, config, video))
 
 
-def shrink(config: Any, few: bool, narrow: bool) -> None:
-    """Make a configuration and those inside it small, in place.
+def shrunk(config: Any, few: bool, narrow: bool) -> Any:
+    """Return a small configuration, made anew so that what follows from its values does.
 
     Args:
         config: A `PretrainedConfig`.
@@ -116,23 +123,28 @@ def shrink(config: Any, few: bool, narrow: bool) -> None:
         narrow: Divide widths by four.
     """
     inner = import_module("transformers").PretrainedConfig
-    for name, value in list(vars(config).items()):
+    changes: dict[str, Any] = {}
+    for name, value in vars(config).items():
         if isinstance(value, inner):
-            shrink(value, few, narrow)
+            changes[name] = shrunk(value, few, narrow)
         elif name == "use_pretrained_backbone":
-            setattr(config, name, False)
+            changes[name] = False
         elif name == "image_size":
-            setattr(config, name, _each(value, lambda n: min(n, _LARGEST)))
-        elif few and name.endswith(_LAYERS) and "indices" not in name:
-            setattr(config, name, _each(value, lambda n: min(n, 2)))
+            changes[name] = _each(value, lambda n: min(n, _LARGEST))
+        elif few and name.endswith(_LAYERS):
+            changes[name] = _each(value, lambda n: min(n, 2))
         elif narrow and name.endswith(_WIDTHS):
-            setattr(config, name, _each(value, lambda n: n // 4 if n >= 64 and not n % 4 else n))
+            changes[name] = _each(value, lambda n: n // 4 if n >= 64 and not n % 4 else n)
+    changed = {n: v for n, v in changes.items() if v is not getattr(config, n) and v is not None}
+    return type(config)(**{n.removeprefix("_"): v for n, v in changed.items()})
 
 
 def _each(value: Any, change: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_each(item, change) for item in value)
-    return change(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return (
+        change(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    )
 
 
 def _input(kind: Any, config: Any, video: bool) -> dict[str, Any]:
