@@ -45,7 +45,11 @@ _MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "BasicUNet-3d": ("BasicUNet", dict(spatial_dims=3, in_channels=1), _DEEP),
     "BasicUNetPlusPlus": ("BasicUNetPlusPlus", {}, _FLAT),
     "Classifier": ("Classifier", dict(in_shape=(3, 64, 64), classes=2, strides=(2, 2, 2)), _FLAT),
-    "ControlNet": ("ControlNet", {**_ATTENTION, "conditioning_embedding_in_channels": 3}, _FLAT),
+    "ControlNet": (
+        "ControlNet",
+        {**_ATTENTION, "conditioning_embedding_num_channels": (8, 16)},
+        _FLAT,
+    ),
     "Critic": ("Critic", dict(in_shape=(3, 64, 64), strides=(2, 2, 2)), _FLAT),
     "DenseNet121": ("DenseNet121", {}, _FLAT),
     "DenseNet121-3d": ("DenseNet121", dict(spatial_dims=3, in_channels=1), _DEEP),
@@ -200,7 +204,7 @@ def _input(kind: str, shape: tuple[int, ...]) -> tuple[Any, ...]:
     if kind == "DiffusionModelUNet":
         return x, step
     if kind == "ControlNet":
-        return x, step, noise(2, 3, 256, 256)
+        return x, step, noise(2, 1, 128, 128)
     if kind == "SPADEDiffusionModelUNet":
         return x, step, noise(2, 3, 64, 64)
     if kind in ("SPADEAutoencoderKL", "SPADENet"):
