@@ -61,7 +61,7 @@ def onnx(subject: Subject) -> str:
     import onnxruntime
 
     program, batches = _program(subject)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "model.onnx"
         torch.onnx.export(program, (subject.images(),), path, dynamo=True, verbose=False)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -86,7 +86,7 @@ def _program(subject: Subject) -> tuple[torch.export.ExportedProgram, tuple[int,
 def _export(subject: Subject) -> Any:
     batch = torch.export.Dim("batch", min=1, max=16)
     x = subject.images()
-    with _quiet():
+    with quiet():
         for shapes, batches in ((({0: batch},), (2, 3)), (None, (2,))):
             try:
                 program = torch.export.export(
@@ -101,14 +101,14 @@ def _export(subject: Subject) -> Any:
 
 def traced(subject: Subject) -> None:
     """Trace with `torch.jit.trace`, save and load."""
-    with _quiet():
+    with quiet():
         model = torch.jit.trace(subject.model, subject.images(), check_trace=False, strict=False)
     _reloaded_agrees(model, subject)
 
 
 def scripted(subject: Subject) -> None:
     """Compile with `torch.jit.script`, save and load."""
-    with _quiet():
+    with quiet():
         model = torch.jit.script(subject.model)
     _reloaded_agrees(model, subject)
 
@@ -121,7 +121,7 @@ def _reloaded_agrees(model: Any, subject: Subject) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),

@@ -33,6 +33,8 @@ VERSIONS = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "openvino",
+    "peft",
     "torchao",
 )
 

@@ -48,6 +48,17 @@ from _afterlife_operations import (
     state_dict,
     train,
 )
+from _afterlife_quantised import fx_int8, pt2e
+from _afterlife_sizes import export_sizes, onnx_sizes, onnx_traced, openvino
+from _afterlife_states import (
+    assigned,
+    emptied,
+    interrupted,
+    lora,
+    replaced,
+    synchronised,
+    threads,
+)
 
 OPERATIONS: dict[str, Callable[[Subject], str | None]] = {
     "deepcopy": deepcopy,
@@ -73,6 +84,19 @@ OPERATIONS: dict[str, Callable[[Subject], str | None]] = {
     "int8": int8,
     "observers": observers,
     "qat": fake_quantization,
+    "sync_norm": synchronised,
+    "replaced": replaced,
+    "lora": lora,
+    "meta_empty": emptied,
+    "meta_assign": assigned,
+    "export_sizes": export_sizes,
+    "onnx_sizes": onnx_sizes,
+    "onnx_traced": onnx_traced,
+    "openvino": openvino,
+    "pt2e": pt2e,
+    "fx_int8": fx_int8,
+    "threads": threads,
+    "ctrl_c": interrupted,
 }
 
 

@@ -12,7 +12,7 @@ from aa_surgery.sweep.catalogue import EXCLUDED, SOURCES
 from aa_surgery.sweep.identity import TOLERANCE
 from aa_surgery.sweep.rows import Row
 
-__all__ = ["coverage", "problems", "summary"]
+__all__ = ["coverage", "problems", "summary", "table"]
 
 _INTRO = """\
 # Coverage
@@ -43,7 +43,7 @@ def coverage(rows: Iterable[Row], versions: Mapping[str, str], command: str) -> 
         "## What the audit cannot read\n\n" + _unread(ordered),
         "## The identity law\n\n" + _identity(ordered),
         "## Failures\n\n" + _failures(ordered),
-        "## Not in the sweep\n\n" + _table(("what", "why"), EXCLUDED.items()),
+        "## Not in the sweep\n\n" + table(("what", "why"), EXCLUDED.items()),
         "## By family\n\n" + _families(ordered),
     ]
     return "\n\n".join(parts) + "\n"
@@ -77,7 +77,7 @@ _HEAD = (
 def _totals(rows: Sequence[Row]) -> str:
     groups = [(source, [r for r in rows if r.source == source]) for source in SOURCES]
     groups = [(name, group) for name, group in groups if group]
-    table = _table(("source", *_HEAD), [(name, *_counts(group)) for name, group in groups])
+    totals = table(("source", *_HEAD), [(name, *_counts(group)) for name, group in groups])
     wide = [
         (name, *_wholly(group, "left"), *_wholly(group, "default_left")) for name, group in groups
     ]
@@ -88,7 +88,7 @@ def _totals(rows: Sequence[Row]) -> str:
         "sites treated, default `max_stride=4`",
         "architectures wholly",
     )
-    return f"{table}\n\n{_table(head, wide)}"
+    return f"{totals}\n\n{table(head, wide)}"
 
 
 def _wholly(rows: Sequence[Row], left: str) -> tuple[str, str]:
@@ -116,11 +116,11 @@ def _share(part: int, whole: int) -> str:
 
 
 def _families(rows: Sequence[Row]) -> str:
-    table = [
+    lines = [
         (source, f"`{family}`", *_counts(list(group)))
         for (source, family), group in groupby(rows, key=lambda r: (r.source, r.family))
     ]
-    return _table(("source", "family", *_HEAD), table)
+    return table(("source", "family", *_HEAD), lines)
 
 
 def _counts(rows: Sequence[Row]) -> tuple[object, ...]:
@@ -153,9 +153,9 @@ def _reasons(rows: Sequence[Row]) -> str:
         if row.laws == "structural" and not row.failure:
             left += _left(row.found)
             default += _left(row.found, "default_left")
-    table = [(reason, left[reason], default[reason], advice(reason)) for reason in left | default]
+    lines = [(reason, left[reason], default[reason], advice(reason)) for reason in left | default]
     head = ("reason", "`max_stride=None`", "default", "what you can do")
-    return _table(head, sorted(table))
+    return table(head, sorted(lines))
 
 
 def _unread(rows: Sequence[Row]) -> str:
@@ -163,8 +163,8 @@ def _unread(rows: Sequence[Row]) -> str:
     for row in rows:
         for entry in row.found.get("unread", ()):
             ops[row.source, row.family, entry.rpartition(": ")[2]] += 1
-    table = [(source, f"`{family}`", f"`{op}`", n) for (source, family, op), n in ops.items()]
-    return _table(("source", "family", "op", "count"), sorted(table))
+    lines = [(source, f"`{family}`", f"`{op}`", n) for (source, family, op), n in ops.items()]
+    return table(("source", "family", "op", "count"), sorted(lines))
 
 
 def _identity(rows: Sequence[Row]) -> str:
@@ -184,15 +184,15 @@ def _identity(rows: Sequence[Row]) -> str:
             )
     text = "\n\n".join(parts)
     why = Counter(reason for r in identity for reason in r.found.get("not_run", ()))
-    return f"{text}\n\n" + _table(("not run", "architectures"), sorted(why.items()))
+    return f"{text}\n\n" + table(("not run", "architectures"), sorted(why.items()))
 
 
 def _failures(rows: Sequence[Row]) -> str:
-    table = [(r.source, f"`{r.name}`", r.laws, problem) for r in rows for problem in r.problems]
-    return _table(("source", "architecture", "laws", "what"), table)
+    lines = [(r.source, f"`{r.name}`", r.laws, problem) for r in rows for problem in r.problems]
+    return table(("source", "architecture", "laws", "what"), lines)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a Markdown table, or `None.` without rows."""
     lines = [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows]
     if not lines:

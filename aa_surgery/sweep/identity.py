@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from aa_surgery.surgery import apply_antialias, plan_antialias, remove_antialias
 from aa_surgery.sweep.build import build, default_size, inputs, run
 from aa_surgery.sweep.catalogue import Subject
 
-__all__ = ["LIMIT", "TOLERANCE", "Identity", "identity_law"]
+__all__ = ["LIMIT", "TOLERANCE", "Identity", "identity_law", "settle", "spread"]
 
 LIMIT = 60_000_000
 """Parameters above which an architecture is not run."""
@@ -99,9 +99,10 @@ def _compare_all(
 ) -> None:
     """Build the model with values, and compare it with itself at each size."""
     model = build(subject, "cpu", **options).to(dtype)
-    _spread(model)
+    spread(model)
     try:
-        _settle(model, subject, sizes[0], dtype)
+        batch = inputs(subject, sizes[0], batch=4, device="cpu", dtype=dtype)
+        settle(model, lambda: run(model, batch))
         if _is_silent(model, subject, sizes[0], dtype):
             found.not_run.append("the output says nothing of the input")
             return
@@ -221,7 +222,7 @@ def _px(size: Size) -> str:
     return f"{size[1]} px" if size[1] == size[2] else f"{size[1]}x{size[2]} px"
 
 
-def _spread(model: nn.Module) -> None:
+def spread(model: nn.Module) -> None:
     """Give constant parameters values, so that no path of the net is silent.
 
     Norms and layer scales start at 1, 1e-6 or 0, some last layers of a block at 0.
@@ -240,19 +241,20 @@ def _spread(model: nn.Module) -> None:
         data.copy_(values)
 
 
-def _settle(model: nn.Module, subject: Subject, size: Size, dtype: torch.dtype) -> None:
-    """Give batch norms the statistics of noise images.
+def settle(model: nn.Module, forward: Callable[[], object]) -> None:
+    """Give batch norms the statistics of what `forward` runs.
 
     With the mean 0 and variance 1 of a new net, the activations of deep nets grow until rounding
     errors grow with them, or die out.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
         norm.train()
     if norms:
-        run(model, inputs(subject, size, batch=4, device="cpu", dtype=dtype))
+        forward()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
