@@ -18,7 +18,7 @@ from zoo import (
 )
 
 from aa_surgery import apply_antialias, audit, find_sites, plan_antialias, remove_antialias
-from aa_surgery.errors import NoEffectWarning, NotTraceableError
+from aa_surgery.errors import NoEffectWarning
 
 
 @pytest.fixture(params=ZOO, ids=lambda cls: cls.__name__)
