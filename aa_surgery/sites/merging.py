@@ -135,7 +135,9 @@ def _joined(
     """Return which axes a reshape makes one of, if that holds all phases and the channels alone."""
     phases = {n for n, source in enumerate(order) if source >= split.rank}
     coarse = {n for n, size in enumerate(sizes) if _is_part(size)}
-    others = {n for n, source in enumerate(order) if source != 0} - phases - coarse
+    # channels come behind the batch, or last; where one axis is cut, the last may be its neighbour
+    last = {split.rank - 1} if split.dims[0] == 1 or len(split.dims) > 1 else set()
+    others = {n for n, source in enumerate(order) if source in {1, *last}} - phases - coarse
     found: list[list[int]] | None = None
     if node.target in ("flatten", torch.flatten):
         given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
