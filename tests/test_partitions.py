@@ -37,6 +37,20 @@ def stripes(x: Tensor) -> Tensor:
     return x.contiguous().reshape(-1, c, h, 2)
 
 
+def strips(x: Tensor) -> Tensor:
+    """The whole height at once, to tokens."""
+    n, c, h, w = x.shape
+    x = x.view(n, c, 1, h, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, h * 4, c)
+    x = x.softmax(-1).view(n, 1, w // 4, h, 4, c)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
+
+
+def rows(x: Tensor) -> Tensor:
+    """Bands as wide as the map."""
+    n, c, h, w = x.shape
+    return x.view(n, c, h // 4, 4, w).permute(0, 2, 1, 3, 4).reshape(n, h // 4, c, 4 * w)
+
+
 def columns(x: Tensor) -> Tensor:
     """Windows of one axis, into the batch, under the size of the channels that `shape` gives."""
     x = x.flatten(2).transpose(1, 2)
@@ -73,7 +87,8 @@ class FoldedByModules(nn.Module):
 
 
 KEPT: dict[str, Callable[[], nn.Module]] = {
-    f.__name__: lambda f=f: Behind(f) for f in (windows, stripes, columns, frames, folded, tiles)
+    f.__name__: lambda f=f: Behind(f)
+    for f in (windows, stripes, strips, rows, columns, frames, folded, tiles)
 }
 KEPT["folded by modules"] = FoldedByModules
 

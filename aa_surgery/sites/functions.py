@@ -23,11 +23,12 @@ from aa_surgery.sites.kinds import (
     arguments,
     each_axis,
 )
-from aa_surgery.sites.merging import read_merge, read_phase_pool
+from aa_surgery.sites.merging import read_merge
 from aa_surgery.sites.modules import RETURNS_INDICES, adaptive_fields
 from aa_surgery.sites.origin import Origin, origin
 from aa_surgery.sites.partitions import is_put_back, read_window
 from aa_surgery.sites.patterns import read_einops_call
+from aa_surgery.sites.reductions import read_phase_pool, read_pooled_view
 from aa_surgery.sites.resizing import read_resize, read_resize_to_size
 
 __all__ = ["read_node"]
@@ -43,7 +44,8 @@ def read_node(spot: Spot, flow: Flow) -> dict[str, Any] | None:
         return origin(flow, Spot(spot.path, value))
 
     if node.op == "call_method" or node.target is torch.reshape:
-        found = read_merge(node, ask) or read_phase_pool(node) or read_window(node, ask)
+        found = read_merge(node) or read_pooled_view(node, ask)
+        found = found or read_phase_pool(node) or read_window(node, ask)
         if found is not None:
             return None if is_put_back(spot, flow) else found
     if node.op not in ("call_method", "call_function"):

@@ -74,24 +74,18 @@ def _read_getitem(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     source: Any = node.args[0]
     steps = sliced_steps(node.args[1])
     dims = tuple(sorted(steps))
-    if len(dims) > 1 or (dims and _is_third_of_three(node.args[1])):
+    if len(dims) > 1:
         merged = slice_merge(node)
-        tokens = dims in ((1, 2), (-3, -2))
-        if len(dims) > 1:
-            return dict(
-                op="slice",
-                stride=tuple(steps[d] for d in dims),
-                dims=dims,
-                channels_last=tokens,
-                merged="" if merged is None else merged.name,
-            )
+        return dict(
+            op="slice",
+            stride=tuple(steps[d] for d in dims),
+            dims=dims,
+            channels_last=dims in ((1, 2), (-3, -2)),
+            merged="" if merged is None else merged.name,
+        )
     if dims:
         return _one_axis(source, dims[0], steps[dims[0]], ask)
     return _read_picked_rows(node, ask)
-
-
-def _is_third_of_three(index: Any) -> bool:
-    return isinstance(index, tuple) and len(index) == 3 and isinstance(index[2], slice)
 
 
 def _one_axis(source: fx.Node, dim: int, step: int, ask: Ask) -> dict[str, Any] | None:

@@ -15,18 +15,16 @@ from typing import Any
 import torch
 from torch import fx
 
-from aa_surgery.sites.origin import Ask
 from aa_surgery.sites.sizes import groups
 
 __all__ = [
-    "VIEWED",
     "ReshapeMerge",
+    "Split",
     "is_view",
     "only_user",
     "read_merge",
-    "read_phase_pool",
     "read_reshape_merge",
-    "reduced_axes",
+    "read_split",
     "shape_arguments",
     "slice_merge",
     "sliced_steps",
@@ -62,7 +60,7 @@ class ReshapeMerge:
 
 
 @dataclass(frozen=True)
-class _Split:
+class Split:
     """A reshape that splits axes into coarse positions and phases.
 
     Attributes:
@@ -81,7 +79,8 @@ class _Split:
     sizes: tuple[Any, ...]
 
 
-def _split(node: fx.Node) -> _Split | None:
+def read_split(node: fx.Node) -> Split | None:
+    """Read a reshape that splits axes, `n` into `n // k` and `k`, or return None."""
     shape = shape_arguments(node)
     dims: list[int] = []
     factors: list[int] = []
@@ -101,7 +100,7 @@ def _split(node: fx.Node) -> _Split | None:
     rank = sum(o is not None for o in origin)
     phases = iter(range(rank, rank + len(dims)))
     sources = tuple(next(phases) if o is None else o for o in origin)
-    return _Split(tuple(dims), tuple(factors), rank, sources, tuple(shape))
+    return Split(tuple(dims), tuple(factors), rank, sources, tuple(shape))
 
 
 def read_reshape_merge(node: fx.Node) -> ReshapeMerge | None:
@@ -110,7 +109,7 @@ def read_reshape_merge(node: fx.Node) -> ReshapeMerge | None:
     Phases that become the tokens of a window (window partition), or go back beside the coarse
     axis that they came from (its reverse), are no merge.
     """
-    split = _split(node)
+    split = read_split(node)
     permuted = only_user(node)
     if split is None or permuted is None or permuted.target not in ("permute", torch.permute):
         return None
@@ -131,12 +130,14 @@ def read_reshape_merge(node: fx.Node) -> ReshapeMerge | None:
 
 
 def _joined(
-    node: fx.Node, order: tuple[int, ...], sizes: list[Any], split: _Split
+    node: fx.Node, order: tuple[int, ...], sizes: list[Any], split: Split
 ) -> list[int] | None:
     """Return which axes a reshape makes one of, if that holds all phases and the channels alone."""
     phases = {n for n, source in enumerate(order) if source >= split.rank}
     coarse = {n for n, size in enumerate(sizes) if _is_part(size)}
-    others = {n for n, source in enumerate(order) if source != 0} - phases - coarse
+    # channels come behind the batch, or last; where one axis is cut, the last may be its neighbour
+    last = {split.rank - 1} if split.dims[0] == 1 or len(split.dims) > 1 else set()
+    others = {n for n, source in enumerate(order) if source in {1, *last}} - phases - coarse
     found: list[list[int]] | None = None
     if node.target in ("flatten", torch.flatten):
         given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
@@ -162,13 +163,13 @@ def _is_part(size: Any) -> bool:
     return isinstance(size, fx.Node) and size.target is operator.floordiv
 
 
-def read_merge(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
+def read_merge(node: fx.Node) -> dict[str, Any] | None:
     """Read space-to-depth: split each axis by `k`, permute, merge the phases into the channels."""
     if not is_view(node):
         return None
     merge = read_reshape_merge(node)
     if merge is None:
-        return _read_pooled_view(node, ask)
+        return None
     channels_last = min(s for s in merge.joins if s < merge.rank) > merge.dims[0]
     return dict(
         op="space_to_depth",
@@ -194,84 +195,6 @@ def is_view(node: fx.Node) -> bool:
     """Tell whether a node regroups the axes of its input."""
     method = node.op == "call_method" and node.target in ("view", "reshape")
     return method or node.target is torch.reshape
-
-
-REDUCTIONS = {"max": "max_pool", "amax": "max_pool", "mean": "avg_pool", "sum": "avg_pool"}
-
-
-def reduced_axes(node: fx.Node | None) -> list[int] | None:
-    """Return the axes that a node reduces, or None where it is no reduction of named axes."""
-    if node is None or _name(node) not in REDUCTIONS:
-        return None
-    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    dims = list(given) if isinstance(given, (tuple, list)) else [given]
-    keeps = node.kwargs.get("keepdim") or node.args[2:]
-    return None if keeps or any(type(d) is not int for d in dims) else dims
-
-
-def _name(node: fx.Node) -> str:
-    return str(getattr(node.target, "__name__", node.target))
-
-
-def _read_pooled_view(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
-    """Read a pool: `x.view(n, c, h // 2, 2, w // 2, 2).amax((3, 5))`, at once or an axis a call."""
-    split = _split(node)
-    if split is None:
-        return None
-    rest = list(split.sources)
-    reduced: list[int] = []
-    op, here = "", node
-    while len(reduced) < len(split.dims):
-        user = only_user(here)
-        if user is not None and user.target == "contiguous":
-            here = user
-            continue
-        dims = reduced_axes(user)
-        if user is None or dims is None:
-            return None
-        reduced += [rest[d] for d in dims]
-        rest = [r for n, r in enumerate(rest) if n not in [d % len(rest) for d in dims]]
-        op, here = REDUCTIONS[_name(user)], _values_of(user)
-    if set(reduced) != set(range(split.rank, split.rank + len(split.dims))):
-        return None
-    source: Any = node.args[0]
-    ends = split.rank - 1 in split.dims
-    channels_last = not ends and (split.dims[0] == 1 or ask(source).kind != "map")
-    fields = spatial_fields(split.dims, split.factors, split.rank, channels_last)
-    return dict(op=op, opaque=VIEWED, **fields)
-
-
-VIEWED = "it is written as views of the map, which have no dense form: blurred before them"
-
-
-def _values_of(node: fx.Node) -> fx.Node:
-    """Return the node of the maxima, where a maximum over one axis gives indices too."""
-    user = only_user(node)
-    picks = user is not None and user.target is operator.getitem and user.args[1] == 0
-    return user if picks and user is not None and _name(node) == "max" else node
-
-
-def read_phase_pool(node: fx.Node) -> dict[str, Any] | None:
-    """Read a pool of tokens in window order: `x.view(B, 4, -1, C).amax(1)` (Hiera).
-
-    The reduced axis has a fixed size, and the windows along the axis behind it are counted by -1.
-    """
-    view = node.args[0] if node.args else None
-    dims = reduced_axes(node)
-    if not isinstance(view, fx.Node) or not is_view(view) or dims is None or len(dims) != 1:
-        return None
-    shape, dim = shape_arguments(view), dims[0]
-    if not 0 < dim < len(shape) - 1 or shape[dim + 1] != -1:
-        return None
-    if not isinstance(shape[dim], int) or shape[dim] < 2:
-        return None
-    return dict(
-        op=REDUCTIONS[_name(node)],
-        kernel=(shape[dim],),
-        stride=(shape[dim],),
-        problem="pools tokens in window order, whose neighbours in the map are not at hand. "
-        "Blur the map before its tokens are reordered",
-    )
 
 
 def shape_arguments(node: fx.Node) -> list[Any]:

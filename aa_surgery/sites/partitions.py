@@ -13,14 +13,13 @@ from torch import fx, nn
 from aa_surgery.sites.flow import Flow, Spot
 from aa_surgery.sites.kinds import whole_number
 from aa_surgery.sites.merging import (
-    VIEWED,
     is_view,
     only_user,
-    reduced_axes,
     shape_arguments,
     spatial_fields,
 )
 from aa_surgery.sites.origin import Ask
+from aa_surgery.sites.reductions import VIEWED, reduced_axes
 
 __all__ = ["is_put_back", "read_window"]
 
