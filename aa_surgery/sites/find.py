@@ -61,8 +61,8 @@ def survey(model: nn.Module) -> tuple[tuple[Site, ...], tuple[Unread, ...]]:
             fields = fields or read_patch_embedding(module)
             if fields is not None:
                 sites.append(_opaque_site(path, module, fields, flow))
-    unread = (u for u in unread_forwards(flow) if flow.modules[u.scope] not in ours)
-    return reached(sites, flow), tuple(unread)
+    done = {path for path, m in flow.modules.items() if m in ours or worn_by(m) is not None}
+    return reached(sites, flow), tuple(u for u in unread_forwards(flow) if u.scope not in done)
 
 
 def _module_site(path: str, module: nn.Module, fields: dict[str, Any], flow: Flow) -> Site:
