@@ -24,8 +24,8 @@ SEEN = (2, 3, 64, 64)
 UNSEEN = [(2, 3, 64, 80), (1, 3, 65, 97), (3, 3, 34, 51)]
 EXPORT_DIMS = {
     0: Dim("n", min=1, max=8),
-    2: Dim("h", min=32, max=256),
-    3: Dim("w", min=32, max=256),
+    2: Dim("h", min=33, max=256),
+    3: Dim("w", min=33, max=256),
 }
 NAMES = {0: "n", 2: "h", 3: "w"}
 
