@@ -44,7 +44,8 @@ class Tokens(nn.Module):
         self.norm, self.mix = nn.LayerNorm(4), nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mix(self.norm(self.embed(x).permute(0, 2, 3, 1))[:, ::2, ::2])
+        x = self.norm(self.embed(x).permute(0, 2, 3, 1))[:, ::2, ::2]
+        return self.mix(x.contiguous())  # torch's linear decides on strides in an export
 
 
 OPS: dict[str, Callable[[], nn.Module]] = {
