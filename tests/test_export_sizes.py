@@ -24,8 +24,8 @@ SEEN = (2, 3, 64, 64)
 UNSEEN = [(2, 3, 64, 80), (1, 3, 65, 97), (3, 3, 34, 51)]
 EXPORT_DIMS = {
     0: Dim("n", min=1, max=8),
-    2: Dim("h", min=32, max=256),
-    3: Dim("w", min=32, max=256),
+    2: Dim("h", min=33, max=256),
+    3: Dim("w", min=33, max=256),
 }
 NAMES = {0: "n", 2: "h", 3: "w"}
 
@@ -44,7 +44,8 @@ class Tokens(nn.Module):
         self.norm, self.mix = nn.LayerNorm(4), nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mix(self.norm(self.embed(x).permute(0, 2, 3, 1))[:, ::2, ::2])
+        x = self.norm(self.embed(x).permute(0, 2, 3, 1))[:, ::2, ::2]
+        return self.mix(x.contiguous())  # torch's linear decides on strides in an export
 
 
 OPS: dict[str, Callable[[], nn.Module]] = {
