@@ -124,6 +124,8 @@ def test_a_model_that_does_not_run_is_a_row_and_no_failure_of_ours(
     def broken(name: str) -> Specimen:
         raise RuntimeError(f"no\nsuch {name}")
 
+    # a limit is for a worker, not for the tests that come after this one
+    monkeypatch.setattr("aa_surgery.sweep.libraries.run.resource.setrlimit", lambda *limits: None)
     monkeypatch.setitem(
         LIBRARIES, "smp", libraries.Library("smp", "torch", "torch", lambda: ["a"], broken)
     )

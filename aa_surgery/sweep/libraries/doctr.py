@@ -33,7 +33,8 @@ def _names() -> Iterable[str]:
 def _specimen(name: str) -> Specimen:
     task, _, entry = name.partition("-")
     make: Any = getattr(importlib.import_module(f"doctr.models.{task}"), entry)
-    model = make(pretrained=False)
+    own = {} if task == "classification" else {"pretrained_backbone": False}
+    model = make(pretrained=False, **own)
     size = _SIZES.get(task) or (model.cfg or {}).get("input_shape", (3, *_CROP))[1:]
     if task == "detection":
         model.exportable = True  # the map itself, without boxes found by OpenCV

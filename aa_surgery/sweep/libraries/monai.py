@@ -32,6 +32,8 @@ _ATTENTION: dict[str, Any] = dict(
     norm_num_groups=4,
 )
 _SENETS = ("SEResNet50", "SEResNet101", "SEResNext50", "SEResNext101")
+_SENET: dict[str, Any] = dict(spatial_dims=2, in_channels=3, num_classes=2, layers=(1, 1, 1, 1))
+_SWIN: dict[str, Any] = dict(feature_size=12, num_heads=(3, 6, 12, 24))
 _FLAT, _DEEP = (2, 3, 64, 64), (2, 1, 32, 32, 32)
 
 _MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
@@ -123,8 +125,8 @@ _MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
         dict(model_name="resnet18", spatial_dims=3, in_channels=1),
         _DEEP,
     ),
-    "SENet154": ("SENet154", dict(layers=(1, 1, 1, 1), in_channels=3), _FLAT),
-    **{name: (name, dict(layers=(1, 1, 1, 1)), _FLAT) for name in _SENETS},
+    "SENet154": ("SENet154", _SENET, _FLAT),
+    **{name: (name, _SENET, _FLAT) for name in _SENETS},
     "SPADEAutoencoderKL": ("SPADEAutoencoderKL", {**_ATTENTION, "label_nc": 3}, _FLAT),
     "SPADEDiffusionModelUNet": (
         "SPADEDiffusionModelUNet",
@@ -141,19 +143,23 @@ _MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "SegResNetDS": ("SegResNetDS", dict(init_filters=8), _FLAT),
     "SegResNetDS2": ("SegResNetDS2", dict(init_filters=8), _FLAT),
     "SegResNetVAE": ("SegResNetVAE", dict(input_image_size=(64, 64)), _FLAT),
-    "SwinUNETR": ("SwinUNETR", dict(feature_size=12), _FLAT),
+    "SwinUNETR": ("SwinUNETR", _SWIN, _FLAT),
     "SwinUNETR-3d": (
         "SwinUNETR",
-        dict(spatial_dims=3, in_channels=1, feature_size=12),
+        {**_SWIN, "spatial_dims": 3, "in_channels": 1},
         (1, 1, 64, 64, 64),
     ),
-    "SwinUNETR-v2": ("SwinUNETR", dict(feature_size=12, use_v2=True), _FLAT),
-    "TorchVisionFCModel": ("TorchVisionFCModel", dict(model_name="resnet18"), (2, 3, 224, 224)),
+    "SwinUNETR-v2": ("SwinUNETR", {**_SWIN, "use_v2": True}, _FLAT),
+    "TorchVisionFCModel": (
+        "TorchVisionFCModel",
+        dict(model_name="resnet18", in_channels=None),
+        (2, 3, 224, 224),
+    ),
     "UNETR": ("UNETR", dict(img_size=64, feature_size=8), _FLAT),
     "UNETR-3d": ("UNETR", dict(img_size=32, feature_size=8, spatial_dims=3, in_channels=1), _DEEP),
     "UNet": ("UNet", {}, _FLAT),
     "UNet-residual-3d": ("UNet", dict(spatial_dims=3, in_channels=1, num_res_units=2), _DEEP),
-    "VNet": ("VNet", {}, (2, 3, 64, 64)),
+    "VNet": ("VNet", dict(in_channels=1), (2, 1, 64, 64)),
     "VNet-3d": ("VNet", dict(spatial_dims=3, in_channels=1), _DEEP),
     "VQVAE": (
         "VQVAE",
@@ -179,8 +185,10 @@ _MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "VoxelMorph": ("VoxelMorph", {}, (2, 1, 64, 64)),
     "VoxelMorphUNet": (
         "VoxelMorphUNet",
-        dict(unet_out_channels=8, channels=(8, 16, 16, 16), final_conv_channels=(8, 8)),
-        _FLAT,
+        dict(
+            in_channels=2, unet_out_channels=8, channels=(8, 16, 16, 16), final_conv_channels=(8, 8)
+        ),
+        (2, 2, 64, 64),
     ),
 }
 

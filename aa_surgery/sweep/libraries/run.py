@@ -25,15 +25,16 @@ CANNOT = "cannot build or run untouched: "
 """What a row's failure begins with where it is not ours."""
 
 _SOURCE, _LAWS = "outside", "outside"
-_MEMORY = (
-    14 << 30
-)  # address space of a worker, bytes: a model that wants more is a row, not a dead machine
+_MEMORY = 14 << 30
+"""Address space of a worker, bytes: a model that asks for more is a row, and no dead machine."""
 
 
 def examine(name: str) -> Row:
     """Test every law on one model; runs in a worker."""
     torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = _MEMORY if most == resource.RLIM_INFINITY else min(_MEMORY, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
     logging.disable(logging.ERROR)  # of hosts, about their own defaults
     head = (_SOURCE, name, name.partition(":")[0], _LAWS)
     with warnings.catch_warnings():

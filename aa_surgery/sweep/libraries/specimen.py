@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 __all__ = ["LIMIT", "Library", "Specimen", "filled", "first_that_runs", "fits", "noise"]
 
-LIMIT = 40_000_000
+LIMIT = 70_000_000
 """Parameters above which a model is not run."""
 
 

@@ -135,8 +135,10 @@ def shrunk(config: Any, few: bool, narrow: bool) -> Any:
             changes[name] = _each(value, lambda n: min(n, 2))
         elif narrow and name.endswith(_WIDTHS):
             changes[name] = _each(value, lambda n: n // 4 if n >= 64 and not n % 4 else n)
-    changed = {n: v for n, v in changes.items() if v is not getattr(config, n) and v is not None}
-    return type(config)(**{n.removeprefix("_"): v for n, v in changed.items()})
+    default = type(config)()
+    values = {n: v for n, v in vars(config).items() if v != getattr(default, n, None)}
+    kept = {n.removeprefix("_"): v for n, v in (values | changes).items() if v is not None}
+    return type(config)(**kept)
 
 
 def _each(value: Any, change: Any) -> Any:
