@@ -32,7 +32,8 @@ class _File:
     @classmethod
     @lru_cache(maxsize=256)
     def of(cls, text: str) -> _File:
-        functions, imported = {}, {}
+        functions: dict[tuple[str, int], ast.FunctionDef] = {}
+        imported: dict[str, None] = {}
         waiting: list[tuple[ast.AST, bool]] = [(ast.parse(text), True)]
         while waiting:
             node, outside = waiting.pop()

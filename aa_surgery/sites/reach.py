@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch import fx
 
@@ -46,12 +47,18 @@ def reached(sites: Iterable[Site], flow: Flow) -> tuple[Site, ...]:
                 anchor = anchors[id(site)]
                 served[anchor.path, site.stride].add(anchor.node)
         found = [
-            replace(site, **{name: _with_line_of(a, scope(a.path), served[a.path, site.stride])})
+            _with_anchor(site, name, _with_line_of(a, scope(a.path), served[a.path, site.stride]))
             if (a := anchors.get(id(site))) is not None
             else site
             for site in found
         ]
     return tuple(found)
+
+
+def _with_anchor(site: Site, name: str, anchor: Anchor | None) -> Site:
+    if name == "activation":
+        return replace(site, activation=anchor)
+    return replace(site, output=anchor)
 
 
 def _in_graph(anchor: Anchor | None) -> bool:
@@ -144,5 +151,5 @@ class _Scope:
         return key if alone else None
 
 
-def _plain(arguments: object) -> str:
+def _plain(arguments: Any) -> str:
     return repr(fx.node.map_arg(arguments, lambda n: None))

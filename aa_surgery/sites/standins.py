@@ -61,8 +61,9 @@ class StandIns:
         self._made[id(module)] = made
         self._owners[id(made)] = path
         own = made.__dict__
-        for name in _containers_of_class(type(module)):
-            own[name] = self._copied(getattr(type(module), name), 0)
+        cls: Any = type(module)
+        for name in _containers_of_class(cls):
+            own[name] = self._copied(getattr(cls, name), 0)
         for name, value in module.__dict__.items():
             if name in _REGISTRIES:
                 own[name] = _Shown(value, self._shown)
@@ -82,7 +83,7 @@ class StandIns:
 
     def _copied(self, value: Any, depth: int) -> Any:
         """Return what stands for an attribute's value: a copy of what could be written to."""
-        kind = type(value)
+        kind: Any = type(value)
         if kind in _PLAIN:
             return value
         if isinstance(value, torch.Tensor | nn.Module):
@@ -140,7 +141,7 @@ class _Shown(dict[str, Any]):
 
 
 @cache
-def _containers_of_class(cls: type) -> tuple[str, ...]:
+def _containers_of_class(cls: Any) -> tuple[str, ...]:
     """Return the lists, dicts and sets that a user's class holds for all of its instances."""
     found: dict[str, None] = {}
     for base in cls.__mro__:
@@ -153,7 +154,7 @@ def _containers_of_class(cls: type) -> tuple[str, ...]:
 
 
 @cache
-def _is_plain_object(kind: type) -> bool:
+def _is_plain_object(kind: Any) -> bool:
     """Tell whether all that an object of the class holds stands in its `__dict__`."""
     return (
         kind.__new__ is object.__new__

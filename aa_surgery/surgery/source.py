@@ -212,10 +212,10 @@ def _calls() -> list[type[Call]]:
 
 def _last_offset(start: ast.expr | None, step: ast.expr) -> ast.expr | None:
     """Return where a dense slice ends: `a::s` becomes `a:a-s+1`, and nothing for 0."""
-    first = start or ast.Constant(0)
+    first: Any = start or ast.Constant(0)
     whole = ast.BinOp(ast.BinOp(first, ast.Sub(), step), ast.Add(), ast.Constant(1))
     if isinstance(first, ast.Constant) and isinstance(step, ast.Constant):
-        end = first.value - step.value + 1
+        end = int(str(first.value)) - int(str(step.value)) + 1
         return ast.Constant(end) if end else None
     return ast.BoolOp(ast.Or(), [whole, ast.Constant(None)])
 
