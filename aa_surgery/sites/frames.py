@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from aa_surgery.sites.linking import inner_function
 
@@ -19,6 +20,7 @@ __all__ = ["Step", "is_library_file", "way_to"]
 
 _HERE = Path(__file__).resolve().parent.parent
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, _HERE))
+_MODULES = str(Path(nn.modules.__file__).parent)
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
 
 
@@ -30,11 +32,14 @@ class Step:
         code: The function's code.
         offset: The instruction's offset in bytes.
         owner: The path, within the scope, of the module whose method it is; None of a helper.
+        by_module: Whether it calls a method of torch's modules there (`super().forward`), which
+            issues the op with arguments of its own.
     """
 
     code: types.CodeType
     offset: int
     owner: str | None = None
+    by_module: bool = False
 
     @property
     def place(self) -> tuple[int, int]:
@@ -56,13 +61,16 @@ def way_to(
     """Return the steps from `forward` to the call that made `frame`, outermost first."""
     first = inner_function(forward).__code__
     steps: list[Step] = []
+    called = ""
     while frame is not None:
         code = frame.f_code
+        by_module = not steps and called.startswith(_MODULES)
         if code is first:
-            steps.append(Step(code, frame.f_lasti, ""))
+            steps.append(Step(code, frame.f_lasti, "", by_module))
             return tuple(reversed(steps))
         if not is_library_file(code.co_filename):
-            steps.append(Step(code, frame.f_lasti, _owner(frame, owner_of)))
+            steps.append(Step(code, frame.f_lasti, _owner(frame, owner_of), by_module))
+        called = code.co_filename
         frame = frame.f_back
     return ()
 

@@ -131,10 +131,22 @@ class _Namespace(dict[str, Any]):
             return _RecordedMath
         if kind is types.BuiltinFunctionType and value.__module__ == "math":
             return getattr(_RecordedMath, value.__name__)
+        if isinstance(value, type) and self._linker.leaves:
+            return _with_recorded(value, self._linker.leaves)
         if kind in _CONTAINERS and not name.startswith("__"):
             self[name] = value.copy()
             return super().__getitem__(name)
         return value
+
+
+def _with_recorded(cls: Any, leaves: Collection[types.CodeType]) -> Any:
+    """Return a class in whose stead the static methods that are leaves record themselves."""
+    static = {
+        name: staticmethod(_recorded(value.__func__))
+        for name, value in vars(cls).items()
+        if isinstance(value, staticmethod) and getattr(value.__func__, "__code__", None) in leaves
+    }
+    return type(cls)(cls.__name__, (cls,), static) if static else cls
 
 
 def is_foreign(thing: Any) -> bool:

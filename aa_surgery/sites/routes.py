@@ -79,13 +79,16 @@ def route_of(scope: nn.Module, way: tuple[Step, ...], value: bool = False) -> Ro
     """
     if not way:
         raise SourceError("it is not the user's code that calls it")
+    if way[-1].by_module:
+        raise SourceError(f"{way[-1].code.co_name} has a method of torch's issue it")
     units: list[Unit] = []
     inside: list[Unit] = []  # of each step, the unit whose source has it
     forward = forward_of(scope)
     for number, step in enumerate(way):
         unit = _around(step.code, way[:number], inside)
         if unit is None and not number:
-            unit = _method(scope, forward.__name__, step.code)
+            name = "forward" if forward is type(scope).forward else forward.__name__
+            unit = _method(scope, name, step.code)
         elif unit is None:
             try:
                 unit = _called(scope, step, inside[-1], way[number - 1].place)
