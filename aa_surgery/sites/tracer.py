@@ -94,7 +94,6 @@ class _Session:
 
     def __init__(self) -> None:
         self.memo = Memo()
-        self.linker = Linker()
 
     def trace(
         self, scope: nn.Module, training: bool = False, given: Iterable[tuple[Any, ...]] = ()
@@ -109,7 +108,8 @@ class _Session:
         """Return the graph of the forward, with functions that decide on sizes as leaves."""
         leaves: list[types.CodeType] = []
         while True:
-            linker = Linker(leaves) if leaves else self.linker
+            linker = Linker(leaves)
+            linker.note_class(type(scope))
             tracer = _ScopeTracer(scope, training, given, paths, linker)
             try:
                 tracer.run()
@@ -121,6 +121,8 @@ class _Session:
                         f"{type(scope).__name__}.forward cannot be traced: {_why(error)}"
                     ) from error
                 leaves.append(leaf)
+            finally:
+                linker.put_back()
 
 
 def _why(error: Exception) -> str:
@@ -198,6 +200,9 @@ class _ScopeTracer(fx.Tracer):
         if starred:
             forward = fx._symbolic_trace._patch_function(forward, len(args) + 1)
         result = forward(root, *args, **keywords)
+        kept = dict.fromkeys(p.node for p in (*self.standins.written(), *self.linker.written()))
+        if kept:
+            self.create_node("call_function", kept_values, (tuple(kept),), {})
         self.create_node("output", "output", (self.create_arg(result),), {})
 
     def _arguments(self) -> tuple[list[Any], dict[str, Any], bool]:
@@ -278,6 +283,10 @@ class _ScopeTracer(fx.Tracer):
             return super().create_arg(a)
         except NotImplementedError:
             return _Opaque(a)
+
+
+def kept_values(values: tuple[Any, ...]) -> None:
+    """Stand in a graph for what reads the values that a forward leaves in attributes."""
 
 
 class _Opaque:
