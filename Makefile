@@ -17,14 +17,14 @@ help:
 	@echo "make format     format and mend what ruff can"
 	@echo "make benchmark  time layers and networks against the untouched ones and the peers"
 	@echo "make clean      remove caches, out/ and $(VENV)"
-	@echo "PYTHON=python3.12 chooses the interpreter (3.10 or newer) that makes $(VENV)"
+	@echo "PYTHON=python3.12 chooses the interpreter (3.11 or newer) that makes $(VENV)"
 
 # Made again when pyproject.toml changes; an interrupted install leaves no stamp behind.
 $(STAMP): pyproject.toml
 	@command -v "$(PYTHON)" >/dev/null || { \
-	  echo "$(PYTHON): not found. Name a Python of 3.10 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "aa_surgery needs Python 3.10 or newer; $(PYTHON) is $$("$(PYTHON)" -V 2>&1)." \
+	  echo "$(PYTHON): not found. Name a Python of 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "aa_surgery needs Python 3.11 or newer; $(PYTHON) is $$("$(PYTHON)" -V 2>&1)." \
 	    "Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[all]"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from aa_surgery.surgery.apply import PLAN
+from aa_surgery.treated import PLAN
 
 __all__ = ["run_identity"]
 

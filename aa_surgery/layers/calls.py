@@ -7,12 +7,13 @@ branch) still decides.
 # Without the future import of annotations: TorchScript reads those of a class as objects.
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._jit_internal import BroadcastingList1, BroadcastingList2, BroadcastingList3
+from torch import _jit_internal as jit
 from torch.fx.graph_module import _forward_from_src
 
 from aa_surgery.errors import UnsupportedSiteError
@@ -36,6 +37,8 @@ class Call(nn.Module):
     @torch.jit.unused
     def instead_of(self, function: Callable[..., Any]) -> Any:
         """Return this module where `function` is one that it stands for; else the function."""
+        if isinstance(function, partial) and function.func in self.functions:
+            return partial(self, *function.args, **function.keywords)
         return self if function in self.functions else function
 
 
@@ -111,13 +114,14 @@ class _PoolCall(Call):
         return AF.blur(dense, kernel, taps, stride, blur.padding_mode)
 
 
-def _replacing(blur: Any, *given: Any) -> Any:
+def _replacing(blur: Any, kernel: Any, stride: Any, padding: Any, ceil_mode: bool) -> Any:
     """Return the blur that stands for an average with these kernel, stride, padding, ceil_mode."""
+    given = (kernel, stride, padding, ceil_mode)
     if given == (blur.kernel_size, blur.stride, blur.padding, blur.ceil_mode):
         return blur
-    kernel = blur.kernel
+    like = dict(device=blur.kernel.device, dtype=blur.kernel.dtype)
     other = AverageBlurPool(
-        blur.filter, *given, blur.padding_mode, device=kernel.device, dtype=kernel.dtype
+        blur.filter, kernel, stride, padding, ceil_mode, blur.padding_mode, **like
     )
     other.set_strength(blur.strength)
     return other
@@ -188,9 +192,7 @@ _NAMES = dict(
     Optional=Optional,
     Tensor=Tensor,
     torch=torch,
-    BroadcastingList1=BroadcastingList1,
-    BroadcastingList2=BroadcastingList2,
-    BroadcastingList3=BroadcastingList3,
+    **{f"BroadcastingList{n}": vars(jit)[f"BroadcastingList{n}"] for n in (1, 2, 3)},
 )
 
 

@@ -17,7 +17,7 @@ from aa_surgery.layers.padding import pad_to
 from aa_surgery.layers.phases import phase_kernel, split_phases
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = ["PhaseConv", "PhaseDownsample"]
 

@@ -54,11 +54,16 @@ class Copies:
 
     def of(self, value: Any, depth: int = 0) -> Any:
         """Return the copy of a value; the value where nothing can be written to it."""
-        kind = type(value)
+        kind: Any = type(value)
         if kind in PLAIN_KINDS:
             return value
         if isinstance(value, torch.Tensor | nn.Module):
-            return self._show(value)
+            if id(value) not in self._made:
+                shown = self._show(value)
+                if shown is value or isinstance(shown, fx.Proxy):
+                    return shown
+                self._note(value, shown)
+            return self._made[id(value)][1]
         copied_by = _copier(kind)
         if copied_by is None or depth == _MAX_DEPTH:
             return value
@@ -91,10 +96,11 @@ class Copies:
         self._note(value, make([self.of(item, depth) for item in value]))
 
     def _object(self, value: Any, depth: int) -> None:
-        made = self._note(value, object.__new__(type(value)))
+        kind: Any = type(value)
+        made = self._note(value, object.__new__(kind))
         for name, held in getattr(value, "__dict__", {}).items():
             made.__dict__[name] = self.of(held, depth)
-        for slot in _slots(type(value)):
+        for slot in _slots(kind):
             try:
                 held = slot.__get__(value)
             except AttributeError:
@@ -127,9 +133,9 @@ class _Advancing:
         raise RuntimeError("it draws from an iterator that is kept from call to call")
 
 
-def _emptied(value: Any, base: type) -> Any:
+def _emptied(value: Any, base: Any) -> Any:
     """Return an empty container of the same class."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind.__module__ in ("builtins", "collections"):
         made = value.copy()
         made.clear()
@@ -170,9 +176,10 @@ _COPIERS: tuple[tuple[type, Any], ...] = (
 def _is_plain_object(kind: type) -> bool:
     """Tell whether all that an object of the class holds stands in its `__dict__` and slots."""
     home = kind.__module__.partition(".")[0]
+    new: Any = kind.__new__
     stateful = kind.__dictoffset__ != 0 or bool(_slots(kind))
     return (
-        kind.__new__ is object.__new__
+        new is object.__new__
         and home not in _LIBRARIES | _SHARED
         and stateful
         and not issubclass(kind, type)

@@ -6,7 +6,7 @@ import os
 import sysconfig
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ __all__ = ["Step", "is_library_file", "way_to"]
 
 _HERE = Path(__file__).resolve().parent.parent
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, _HERE))
+_MODULES = str(Path(torch.__file__).parent / "nn" / "modules") + os.sep
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
 
 
@@ -30,11 +31,18 @@ class Step:
         code: The function's code.
         offset: The instruction's offset in bytes.
         owner: The path, within the scope, of the module whose method it is; None of a helper.
+        library: The code of the library's function, in Python, that it calls; None of others.
     """
 
     code: types.CodeType
     offset: int
     owner: str | None = None
+    library: types.CodeType | None = field(default=None, compare=False)
+
+    @property
+    def calls_module(self) -> bool:
+        """Whether it calls a module of torch, not a function."""
+        return self.library is not None and self.library.co_filename.startswith(_MODULES)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -56,15 +64,29 @@ def way_to(
     """Return the steps from `forward` to the call that made `frame`, outermost first."""
     first = inner_function(forward).__code__
     steps: list[Step] = []
+    library: types.CodeType | None = None
     while frame is not None:
         code = frame.f_code
-        if code is first:
-            steps.append(Step(code, frame.f_lasti, ""))
+        if code is first or _is_varied(code, first):
+            steps.append(Step(first, frame.f_lasti, "", library))
             return tuple(reversed(steps))
-        if not is_library_file(code.co_filename):
-            steps.append(Step(code, frame.f_lasti, _owner(frame, owner_of)))
+        if is_library_file(code.co_filename):
+            library = code
+        else:
+            steps.append(Step(code, frame.f_lasti, _owner(frame, owner_of), library))
+            library = None
         frame = frame.f_back
     return ()
+
+
+def _is_varied(code: types.CodeType, first: types.CodeType) -> bool:
+    """Whether a code is that of the forward with other arguments, as fx makes it for `*args`."""
+    return (
+        code.co_name == first.co_name
+        and code.co_firstlineno == first.co_firstlineno
+        and code.co_filename == first.co_filename
+        and code.co_code == first.co_code
+    )
 
 
 def _owner(frame: types.FrameType, owner_of: Callable[[object], str | None]) -> str | None:

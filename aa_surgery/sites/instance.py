@@ -23,7 +23,7 @@ _DEPTH = 4  # of wrappers around a forward
 
 def forward_of(module: nn.Module) -> Any:
     """Return the function that runs when the module is called, not bound to it."""
-    own = module.__dict__.get("forward")
+    own: Any = module.__dict__.get("forward")
     return own.__func__ if is_own_method(module, own) else type(module).forward
 
 

@@ -131,7 +131,7 @@ class Linker:
             self_name: The attribute that stands for it in a graph.
         """
         found: dict[str, Any] = {}
-        for name, value in _methods_of(type(instance)):
+        for name, value in _methods_of(instance.__class__):
             function = getattr(value, "__func__", value)
             if isinstance(value, staticmethod):
                 found[name] = self.linked(function)
@@ -143,7 +143,7 @@ class Linker:
 
 
 @cache
-def _methods_of(cls: type) -> tuple[tuple[str, Any], ...]:
+def _methods_of(cls: Any) -> tuple[tuple[str, Any], ...]:
     """Return the functions and static methods that a user's class brings, `forward` aside."""
     found: dict[str, Any] = {}
     for base in cls.__mro__:

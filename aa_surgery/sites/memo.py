@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -53,8 +53,8 @@ class Memo:
         Raises:
             NotTraceableError: `trace` raised it, for this module or one alike.
         """
-        forward = forward_of(scope)
-        names = names_read(type(scope), forward)
+        forward, cls = forward_of(scope), cast(Hashable, type(scope))
+        names = names_read(cls, forward)
         mode = training if names is None or "training" in names else None
         kinds = tuple(type(item[-1]) for item in given)
         known = self._known[type(scope), forward, given, kinds, mode]

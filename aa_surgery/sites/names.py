@@ -22,7 +22,7 @@ _REFLECTING = frozenset(
 
 
 @lru_cache(maxsize=4096)
-def names_read(cls: type, forward: Any) -> Names:
+def names_read(cls: Any, forward: Any) -> Names:
     """Return the names of all attributes that `forward`, of the class `cls`, can read."""
     seen: set[int] = set()
     names: set[str] = set()

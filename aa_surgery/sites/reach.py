@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch import fx
 
@@ -46,12 +47,18 @@ def reached(sites: Iterable[Site], flow: Flow) -> tuple[Site, ...]:
                 anchor = anchors[id(site)]
                 served[anchor.path, site.stride].add(anchor.node)
         found = [
-            replace(site, **{name: _with_line_of(a, scope(a.path), served[a.path, site.stride])})
+            _with_anchor(site, name, _with_line_of(a, scope(a.path), served[a.path, site.stride]))
             if (a := anchors.get(id(site))) is not None
             else site
             for site in found
         ]
     return tuple(found)
+
+
+def _with_anchor(site: Site, name: str, anchor: Anchor | None) -> Site:
+    if name == "activation":
+        return replace(site, activation=anchor)
+    return replace(site, output=anchor)
 
 
 def _in_graph(anchor: Anchor | None) -> bool:
@@ -71,10 +78,10 @@ def _with_line(site: Site, scope: _Scope) -> Site:
         keys = [scope.route(n).key for n in _parts(node)]
         if site.merged and not _can_merge(node, scope):
             site = replace(site, merged="")
+        key = keys[0]
+        others = [n for n in scope.kin(node, key) if n not in _parts(node)]
     except SourceError as error:
         return _out_of_reach(site, str(error))
-    key = keys[0]
-    others = [n for n in scope.kin(node, key) if n not in _parts(node)]
     if site.op not in _ADAPTING and not all(scope.samples_alike(node, n) for n in others):
         return _out_of_reach(site, f"line {key[1][0]} issues ops that are not alike")
     return replace(site, line=f"{key[0]}:{key[1][0]}:{key[1][1]}")
@@ -144,5 +151,5 @@ class _Scope:
         return key if alone else None
 
 
-def _plain(arguments: object) -> str:
+def _plain(arguments: Any) -> str:
     return repr(fx.node.map_arg(arguments, lambda n: None))

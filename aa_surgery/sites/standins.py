@@ -57,12 +57,13 @@ class StandIns:
         return self._stand_in(module, path) if made is None else made
 
     def _stand_in(self, module: nn.Module, path: str) -> Any:
-        made: Any = object.__new__(type(module))
+        cls: Any = type(module)
+        made: Any = object.__new__(cls)
         self._made[id(module)] = made
         self._owners[id(made)] = path
         own = made.__dict__
-        for name in _writable_of_class(type(module)):
-            own[name] = self._copies.of(inspect.getattr_static(type(module), name))
+        for name in _writable_of_class(cls):
+            own[name] = self._copies.of(inspect.getattr_static(cls, name))
         for name, value in module.__dict__.items():
             if name in _REGISTRIES:
                 own[name] = _Shown(value, self._shown)

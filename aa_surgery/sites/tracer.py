@@ -234,16 +234,18 @@ class _ScopeTracer(fx.Tracer):
         if parameter.default is parameter.empty:
             return proxy
         constant = self.given.get(parameter.name, [parameter.default])
+        if constant and inspect.isroutine(constant[0]):
+            return self.linker.seen(constant[0])
         return constant[0] if constant and isinstance(constant[0], PLAIN) else proxy
 
     def _call(self, path: str, args: Any, kwargs: Any) -> Any:
         return self.create_proxy("call_module", path, args, kwargs)
 
     def _show(self, tensor: torch.Tensor) -> Any:
-        """Return the proxy of a tensor that the scope holds; else the tensor."""
+        """Return the proxy of a tensor that the scope holds; else a copy, to write to."""
         name = self._name_of(tensor)
         if name is None:
-            return tensor
+            return self.linker.seen(tensor)
         if name not in self.proxies:
             self.proxies[name] = self.create_proxy("get_attr", name, (), {})
         return self.proxies[name]
@@ -271,9 +273,8 @@ class _ScopeTracer(fx.Tracer):
         if kind is tuple or kind is list:
             return kind(self.create_arg(item) for item in a)
         if isinstance(a, torch.Tensor):
-            shown = self._show(a)
-            if isinstance(shown, fx.Proxy):
-                return shown.node
+            if self._name_of(a) is not None:
+                return self._show(a).node
             node = self.create_node("get_attr", "aa_constant", (), {})
             node.meta["aa_shape"] = tuple(a.shape)
             return node

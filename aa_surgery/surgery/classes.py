@@ -25,7 +25,7 @@ from aa_surgery.surgery.instance import require_run
 from aa_surgery.surgery.layering import antialiased_of, unlayered
 from aa_surgery.surgery.ops import OPS
 from aa_surgery.surgery.source import Rewritten, made_anew
-from aa_surgery.treated import require_whole
+from aa_surgery.treated import KEY, OWNER, PLAN, require_whole
 
 __all__ = [
     "REBUILDING_METHODS",
@@ -95,15 +95,16 @@ class Antialiased:
             require_run(self, antialiased_of(self))
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(protocol)
         if reduced[0] is not _newobj():
             return reduced
-        if self._aa_host.__setstate__ is not nn.Module.__setstate__:
+        if self._aa_host.__getstate__ is not nn.Module.__getstate__:
             # the host makes itself anew of a few arguments (einops' layers): ours beside its state
-            children = {n: m for n, m in self._modules.items() if n.startswith("aa_")}
-            extras = {n: value for n, value in vars(self).items() if n.startswith("aa_")}
-            ours = (children, {**extras, "training": self.training})
+            worn = self.__dict__[KEY]
+            children = {name: self._modules[name] for name in worn.children}
+            kept = (KEY, PLAN, OWNER, "training", *worn.extras, *worn.hidden)
+            ours = (children, {n: vars(self)[n] for n in kept if n in vars(self)})
             return (_rebuild_beside, (self._aa_host, self._aa_recipe, reduced[2], *ours))
         return (_rebuild, (self._aa_host, self._aa_recipe, *reduced[1][1:]), *reduced[2:])
 

@@ -26,7 +26,7 @@ def one_treatment_a_line(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
             groups["op", site.scope, site.line].append(decision)
         if site.activation is not None and site.activation.line:
             groups["activation", site.activation.path, site.activation.line].append(decision)
-    apart = {}
+    apart: dict[int, str] = {}
     for (kind, _, line), group in groups.items():
         if len({_treatment(decision, kind) for decision in group}) > 1:
             apart |= {id(decision): line for decision in group}

@@ -89,6 +89,7 @@ class _Edits(ast.NodeTransformer):
         self, node: ast.FunctionDef, actions: Mapping[Place, list[Action]], me: str, function: Any
     ) -> None:
         self.node, self.actions, self.me, self.function = node, actions, me, function
+        self.bound = bool(node.args.args or node.args.posonlyargs) and me != "aa_self"
         self.shared: dict[str, str] = {}  # of a blur, the local that holds its map
 
     def edited(self) -> ast.FunctionDef:
@@ -103,6 +104,8 @@ class _Edits(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> Any:
         """Return what stands for a node."""
         node = self.generic_visit(node)
+        if self.bound and _asks_for_class(node, self.me):
+            return ast.copy_location(self._attribute("_aa_host"), node)
         if not isinstance(node, ast.Call | ast.Subscript) or not hasattr(node, "end_lineno"):
             return node
         place = (node.end_lineno or 0, node.end_col_offset or 0)
@@ -161,6 +164,16 @@ class _Edits(ast.NodeTransformer):
         return wrap(ast.Name(local, ast.Load()))
 
 
+def _asks_for_class(node: ast.AST, me: str) -> bool:
+    """Whether a node is `type(self)` or `self.__class__`: for the host's code, the host's class."""
+    held: Any = None
+    if isinstance(node, ast.Attribute) and node.attr == "__class__":
+        held = node.value if isinstance(node.ctx, ast.Load) else None
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type":
+        held = node.args[0] if len(node.args) == 1 and not node.keywords else None
+    return isinstance(held, ast.Name) and held.id == me
+
+
 _ORDER = ("input", "dense", "merge", "call", "lead", "after")
 
 
@@ -212,10 +225,10 @@ def _calls() -> list[type[Call]]:
 
 def _last_offset(start: ast.expr | None, step: ast.expr) -> ast.expr | None:
     """Return where a dense slice ends: `a::s` becomes `a:a-s+1`, and nothing for 0."""
-    first = start or ast.Constant(0)
+    first: Any = start or ast.Constant(0)
     whole = ast.BinOp(ast.BinOp(first, ast.Sub(), step), ast.Add(), ast.Constant(1))
     if isinstance(first, ast.Constant) and isinstance(step, ast.Constant):
-        end = first.value - step.value + 1
+        end = int(str(first.value)) - int(str(step.value)) + 1
         return ast.Constant(end) if end else None
     return ast.BoolOp(ast.Or(), [whole, ast.Constant(None)])
 
@@ -245,13 +258,15 @@ def made_anew(host: type, method: Rewritten) -> Any:
 
 def _original(host: type, method: Rewritten) -> Any:
     module, path = method.holder
+    held: Any
     if not module:
-        return inspect.getattr_static(host, method.attribute)
-    if path:
-        for base in host.__mro__:
-            if (base.__module__, base.__qualname__) == method.holder:
-                return vars(base)[method.attribute]
-    held: Any = importlib.import_module(module)
+        held = inspect.getattr_static(host, method.attribute)
+        return held.__func__ if isinstance(held, staticmethod) else held
+    for base in host.__mro__ if path else ():
+        if (base.__module__, base.__qualname__) == method.holder:
+            held = vars(base)[method.attribute]
+            return held.__func__ if isinstance(held, staticmethod) else held
+    held = importlib.import_module(module)
     for part in method.attribute.split("."):
         held = getattr(held, part)
     return held
