@@ -36,10 +36,14 @@ class StandIns:
         paths: The path of each of its parts by their `id`.
         record: Called in a part's stead.
         show: Gives the value of the graph that stands for a tensor.
+        alone: Whether another thread traces by torch.fx, which patches `nn.Module.__call__`: parts
+            are then of a class with a call of its own.
     """
 
-    def __init__(self, scope: nn.Module, paths: Paths, record: Record, show: Show) -> None:
-        self._paths, self._record, self._show = paths, record, show
+    def __init__(
+        self, scope: nn.Module, paths: Paths, record: Record, show: Show, alone: bool = False
+    ) -> None:
+        self._paths, self._record, self._show, self._alone = paths, record, show, alone
         self._made: dict[int, Any] = {}
         self._copies = Copies(self._shown)
         self._owners: dict[int, str] = {}
@@ -58,7 +62,7 @@ class StandIns:
 
     def _stand_in(self, module: nn.Module, path: str) -> Any:
         cls: Any = type(module)
-        made: Any = object.__new__(cls)
+        made: Any = object.__new__(_called_directly(cls) if self._alone and path else cls)
         self._made[id(module)] = made
         self._owners[id(made)] = path
         own = made.__dict__
@@ -85,6 +89,22 @@ class StandIns:
         if isinstance(value, torch.Tensor):
             return self._show(value)
         return self._of(value) if isinstance(value, nn.Module) else value
+
+
+class _CalledDirectly:
+    """Mixin of stand-ins that are called past `nn.Module.__call__`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep what the module's class does when it is subclassed from being done."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return vars(self)["_compiled_call_impl"](*args, **kwargs)
+
+
+@cache
+def _called_directly(cls: Any) -> Any:
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls)(cls.__name__, (_CalledDirectly, cls), names)
 
 
 class _Shown(dict[str, Any]):

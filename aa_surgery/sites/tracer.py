@@ -6,7 +6,6 @@ a trace changes nothing, of the model, of the user's modules, or of torch, in wh
 
 from __future__ import annotations
 
-import dis
 import gc
 import inspect
 import random
@@ -14,7 +13,6 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -25,9 +23,10 @@ from torch.fx.proxy import TraceError
 from aa_surgery.errors import NotTraceableError
 from aa_surgery.sites.frames import way_to
 from aa_surgery.sites.instance import forward_of
-from aa_surgery.sites.leaves import SELF, deciding_code
+from aa_surgery.sites.leaves import SELF, deciding_code, is_patched
 from aa_surgery.sites.linking import Linker, inner_function
 from aa_surgery.sites.memo import Memo, Paths
+from aa_surgery.sites.proxies import ScopeProxy
 from aa_surgery.sites.site import Given
 from aa_surgery.sites.standins import StandIns
 
@@ -107,14 +106,18 @@ class _Session:
     def _traced(self, scope: nn.Module, training: bool, given: Given, paths: Paths) -> fx.Graph:
         """Return the graph of the forward, with functions that decide on sizes as leaves."""
         leaves: list[types.CodeType] = []
+        alone = False
         while True:
             linker = Linker(leaves)
             linker.note_class(type(scope))
-            tracer = _ScopeTracer(scope, training, given, paths, linker)
+            tracer = _ScopeTracer(scope, training, given, paths, linker, alone)
             try:
                 tracer.run()
                 return tracer.graph
             except Exception as error:
+                if not alone and is_patched(error):
+                    alone = True
+                    continue
                 leaf = deciding_code(error, tracer.forward, leaves)
                 if leaf is None or len(leaves) == _MAX_LEAVES:
                     raise NotTraceableError(
@@ -129,49 +132,20 @@ def _why(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [repr(error)]
     if isinstance(error, TraceError) or "symbolic tracing" in lines[0]:
         return "it decides on the sizes or values of tensors"
-    return lines[0].replace(_Proxy.__name__, "Proxy")
-
-
-class _Proxy(fx.Proxy):
-    """A proxy that remembers where a function unpacks; fx disassembles it for every unpacking."""
-
-    def __getattr__(self, k: str) -> _Attribute:
-        return _Attribute(self, k)
-
-    def __iter__(self) -> Iterator[Any]:
-        caller: Any = inspect.currentframe().f_back  # type: ignore[union-attr]
-        count = _unpackings(caller.f_code).get(caller.f_lasti)
-        if count is None:
-            return iter(self.tracer.iter(self))
-        item: Any = self
-        return (item[i] for i in range(count))
-
-
-class _Attribute(fx.proxy.Attribute):
-    """An attribute of a proxy (`x.shape`), unpacked in the same way."""
-
-    __getattr__ = _Proxy.__getattr__
-    __iter__ = _Proxy.__iter__
-
-    def __bool__(self) -> bool:
-        """Follow the branch without gradients, where a forward asks so as to checkpoint itself."""
-        if self.attr != "requires_grad":
-            return super().__bool__()
-        return False
-
-
-@cache
-def _unpackings(code: types.CodeType) -> dict[int, int]:
-    """Return into how many names the instruction at each offset unpacks."""
-    instructions = dis.get_instructions(code)
-    return {i.offset: i.argval for i in instructions if i.opname == "UNPACK_SEQUENCE"}
+    return lines[0].replace(ScopeProxy.__name__, "Proxy")
 
 
 class _ScopeTracer(fx.Tracer):
     """Build the graph of one scope: enter no child, keep plain default arguments concrete."""
 
     def __init__(
-        self, scope: nn.Module, training: bool, given: Given, paths: Paths, linker: Linker
+        self,
+        scope: nn.Module,
+        training: bool,
+        given: Given,
+        paths: Paths,
+        linker: Linker,
+        alone: bool = False,
     ) -> None:
         nothing: Any = ()  # older annotations of torch ask for one module, no more and no less
         super().__init__(autowrap_modules=nothing)
@@ -185,7 +159,7 @@ class _ScopeTracer(fx.Tracer):
         self.tensor_attrs = {}
         self.tensors: dict[int, str] | None = None
         self.proxies: dict[str, fx.Proxy] = {}
-        self.standins = StandIns(scope, paths, self._call, self._show)
+        self.standins = StandIns(scope, paths, self._call, self._show, alone)
 
     def run(self) -> None:
         """Run the forward on stand-ins."""
@@ -256,7 +230,7 @@ class _ScopeTracer(fx.Tracer):
         return self.tensors.get(id(tensor))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return ScopeProxy(node, self)
 
     def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, *args, **kwargs)

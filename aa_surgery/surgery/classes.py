@@ -21,10 +21,10 @@ from torch import fx, nn
 from torch.fx.graph_module import _forward_from_src
 
 from aa_surgery.layers.pools import BlurPool
-from aa_surgery.surgery.instance import require_run
+from aa_surgery.surgery.instance import require_original, require_run
 from aa_surgery.surgery.layering import antialiased_of, unlayered
 from aa_surgery.surgery.ops import OPS
-from aa_surgery.surgery.source import Rewritten, made_anew
+from aa_surgery.surgery.source import Rewritten, held_by, made_anew
 from aa_surgery.treated import KEY, OWNER, PLAN, require_whole
 
 __all__ = [
@@ -76,6 +76,7 @@ class Antialiased:
 
     _aa_host: type[nn.Module]
     _aa_recipe: Recipe
+    _aa_originals: tuple[tuple[Any, str, Any], ...]
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         # `type(module)(...)`, as LoRA makes the layers beside one
@@ -91,6 +92,9 @@ class Antialiased:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the module, if its treatment is whole."""
         require_whole(self)
+        for holder, name, original in self._aa_originals:
+            if getattr(holder, name, None) is not original:
+                require_original(self, holder, name)
         if "forward" in self.__dict__:
             require_run(self, antialiased_of(self))
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
@@ -194,6 +198,10 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
         "__annotations__": dict(getattr(host, "__annotations__", {})),
         "_aa_host": host,
         "_aa_recipe": recipe,
+        "_aa_originals": tuple(
+            (holder, name, getattr(holder, name))
+            for holder, name in (held_by(host, method) for method in recipe.methods)
+        ),
     }
     if issubclass(host, fx.GraphModule):
         # here, because it makes classes of its own

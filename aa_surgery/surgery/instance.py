@@ -12,7 +12,7 @@ from torch import nn
 from aa_surgery.errors import HalfTreatedError
 from aa_surgery.sites.instance import bound_methods
 
-__all__ = ["around", "is_around", "rebind", "require_run"]
+__all__ = ["around", "is_around", "rebind", "require_original", "require_run"]
 
 _DEPTH = 4  # of wrappers around a forward
 
@@ -55,6 +55,18 @@ def require_run(module: Any, cls: type) -> None:
         f"a {type(module).__name__} was given another forward after the surgery, which goes past "
         "its anti-aliasing: its maps would have another size, or alias. Call "
         "remove_antialias(model), then set the forward, then apply_antialias(model)."
+    )
+
+
+def require_original(module: Any, holder: Any, name: str) -> None:
+    """Refuse to run a module of which a function was replaced after the surgery.
+
+    Raises:
+        HalfTreatedError: Always.
+    """
+    raise HalfTreatedError(
+        f"{name} of {holder.__name__} was replaced after the surgery, which runs it as it was in "
+        f"{type(module).__name__}. Call remove_antialias(model), then apply_antialias(model) again."
     )
 
 

@@ -19,7 +19,7 @@ from aa_surgery.sites.linking import cell_contents, inner_function
 from aa_surgery.sites.routes import Place, Unit, resolved
 from aa_surgery.surgery.statements import before_statement, shared_value
 
-__all__ = ["Action", "Rewritten", "made_anew", "rewritten"]
+__all__ = ["Action", "Rewritten", "held_by", "made_anew", "rewritten"]
 
 
 @dataclass(frozen=True)
@@ -256,20 +256,24 @@ def made_anew(host: type, method: Rewritten) -> Any:
     return _decorated(outer, function, new)
 
 
-def _original(host: type, method: Rewritten) -> Any:
+def held_by(host: type, method: Rewritten) -> tuple[Any, str]:
+    """Return the class or module that holds a method's original, and its name there."""
     module, path = method.holder
-    held: Any
     if not module:
-        held = inspect.getattr_static(host, method.attribute)
-        return held.__func__ if isinstance(held, staticmethod) else held
+        return host, method.attribute
     for base in host.__mro__ if path else ():
         if (base.__module__, base.__qualname__) == method.holder:
-            held = vars(base)[method.attribute]
-            return held.__func__ if isinstance(held, staticmethod) else held
-    held = importlib.import_module(module)
-    for part in method.attribute.split("."):
-        held = getattr(held, part)
-    return held
+            return base, method.attribute
+    holder: Any = importlib.import_module(module)
+    *outer, name = method.attribute.split(".")
+    for part in outer:
+        holder = getattr(holder, part)
+    return holder, name
+
+
+def _original(host: type, method: Rewritten) -> Any:
+    held = inspect.getattr_static(*held_by(host, method))
+    return held.__func__ if isinstance(held, staticmethod) else held
 
 
 def _decorated(outer: Any, old: types.FunctionType, new: types.FunctionType) -> Any:
