@@ -143,7 +143,7 @@ def _called(scope: nn.Module, step: Step, caller: Unit, place: Place) -> Unit:
     code = step.code
     if step.owner:
         raise SourceError(f"{code.co_name} is a method of another module, {step.owner}")
-    call = call_at(caller.function, place)
+    call = _calls(caller.function).get(place)  # none where a generator is unpacked
     target = call.func if isinstance(call, ast.Call) else None
     name = _attribute_of_me(target, caller)
     if step.owner == "" and not _is_super(target) and not _is_named(target, caller, code):

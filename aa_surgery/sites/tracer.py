@@ -180,20 +180,22 @@ class _ScopeTracer(fx.Tracer):
         self.create_node("output", "output", (self.create_arg(result),), {})
 
     def _arguments(self) -> tuple[list[Any], dict[str, Any], bool]:
-        """Return what the forward is called with, and whether the last is all of `*args`.
+        """Return what the forward is called with, and whether that says what its `*args` are.
 
         Of `**kwargs` nothing is given.
         """
         function = inner_function(self.forward)
         _, *parameters = inspect.signature(function).parameters.values()
+        by_name = any(p.kind is p.KEYWORD_ONLY for p in parameters)
         args: list[Any] = []
         keywords: dict[str, Any] = {}
         starred = False
         for parameter in parameters:
             if parameter.kind is parameter.VAR_KEYWORD:
+                args += [{}] if starred else []
                 continue
             if parameter.kind is parameter.VAR_POSITIONAL:
-                if starred := function is self.forward and not keywords:
+                if starred := function is self.forward and not by_name:
                     args.append(self.create_proxy("placeholder", f"*{parameter.name}", (), {}))
                 continue
             value = self._argument(parameter)

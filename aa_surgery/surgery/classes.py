@@ -24,7 +24,7 @@ from aa_surgery.layers.pools import BlurPool
 from aa_surgery.surgery.instance import require_original, require_run
 from aa_surgery.surgery.layering import antialiased_of, unlayered
 from aa_surgery.surgery.ops import OPS
-from aa_surgery.surgery.source import Rewritten, held_by, made_anew
+from aa_surgery.surgery.source import Rewritten, aliases_of, held_by, made_anew
 from aa_surgery.treated import KEY, OWNER, PLAN, require_whole
 
 __all__ = [
@@ -180,7 +180,9 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
     methods: dict[str, Any] = {}
     if recipe.op:
         methods.update({name: _named(method, name) for name, method in OPS[recipe.op].items()})
-    methods.update({method.name: made_anew(host, method) for method in recipe.methods})
+    made_of = {method: made_anew(host, method) for method in recipe.methods}
+    methods.update({name: f for m, f in made_of.items() for name in aliases_of(host, m)})
+    methods.update({method.name: function for method, function in made_of.items()})
     if recipe.wrapped:
         name = _innermost(host)
         inner = methods.get(name, getattr(host, name))

@@ -19,7 +19,7 @@ from aa_surgery.sites.linking import cell_contents, inner_function
 from aa_surgery.sites.routes import Place, Unit, resolved
 from aa_surgery.surgery.statements import before_statement, shared_value
 
-__all__ = ["Action", "Rewritten", "held_by", "made_anew", "rewritten"]
+__all__ = ["Action", "Rewritten", "aliases_of", "held_by", "made_anew", "rewritten"]
 
 
 @dataclass(frozen=True)
@@ -269,6 +269,14 @@ def held_by(host: type, method: Rewritten) -> tuple[Any, str]:
     for part in outer:
         holder = getattr(holder, part)
     return holder, name
+
+
+def aliases_of(host: type, method: Rewritten) -> list[str]:
+    """Return the names of a method of the class, `down = _down`; none of a helper's copy."""
+    if method.name != method.attribute:
+        return []
+    original = inspect.getattr_static(host, method.attribute)
+    return [name for name in dir(host) if inspect.getattr_static(host, name, None) is original]
 
 
 def _original(host: type, method: Rewritten) -> Any:
