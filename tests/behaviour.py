@@ -37,9 +37,11 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items() if not str(key).startswith(OURS)}
     if isinstance(value, list | tuple | set | deque):
         return [plain(item) for item in value]
+    if hasattr(value, "cache_info"):
+        return value.cache_info()
     if isinstance(value, nn.Module | type) or callable(value):
         return getattr(value, "__name__", "")
-    if type(value).__module__ != "own_helpers":
+    if type(value).__module__ not in ("own_helpers", "types"):
         return value if isinstance(value, int | float | str) else type(value).__name__
     slots = [name for name in getattr(value, "__slots__", ()) if not name.startswith("_")]
     return plain({name: getattr(value, name) for name in slots or vars(value)})

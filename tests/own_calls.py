@@ -85,6 +85,15 @@ class KeptMethod(Net):
         return getattr(self, "_" + "down")(down(self.conv(x)))
 
 
+class BoundBefore(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bound = self._down
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bound(self.conv(x))
+
+
 class HandedOn(Net):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat(list(map(self.down, [self.conv(x), x])), 1)
@@ -206,8 +215,19 @@ class Called(Net):
 
 TREATED = (
     *(OfAModule, Decorated, DecoratedForward, AliasOfAMethod, AliasOfAForward, Private, Static),
-    *(KeptMethod, HandedOn, Checkpointed, Partial, Super, Named, Mixed, Concrete, Nested),
-    *(Generated, OneExpression, Chosen, Starred, Gathered, Guarded, Called),
+    *(
+        KeptMethod,
+        BoundBefore,
+        HandedOn,
+        Checkpointed,
+        Partial,
+        Super,
+        Named,
+        Mixed,
+        Concrete,
+        Nested,
+    ),
+    *(Nested, Generated, OneExpression, Chosen, Starred, Gathered, Guarded, Called),
 )
 
 
@@ -237,6 +257,17 @@ class Hidden(Net):
         return self.hidden[1](F.relu(self.hidden[0](self.conv(x))))
 
 
+class ListOfMethods(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = [self._down, functools.partial(self._down)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(self.conv(x))[:, :3]
+        return x
+
+
 class MadeInside(Net):
     def forward(self, x: Tensor) -> Any:
         return nn.MaxPool2d(2)(self.conv(x))
@@ -254,6 +285,15 @@ class Lambda(Net):
 exec("class Typed(Net):\n    def forward(self, x):\n        return F.max_pool2d(self.conv(x), 2)")
 
 LEFT = (
-    *(Recursive, HelperHandedOn, PartialMethod, Hidden, MadeInside, DefaultFunction, Lambda),
+    *(
+        Recursive,
+        HelperHandedOn,
+        PartialMethod,
+        Hidden,
+        ListOfMethods,
+        MadeInside,
+        DefaultFunction,
+        Lambda,
+    ),
     globals()["Typed"],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict, deque
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ class Keeps(Net):
         )
         self.config, self.slotted = helpers.Config(size=2, seen=[0]), helpers.Slotted(2)
         self.table, self.sums = np.zeros(2), [torch.zeros(1)]
+        self.record = SimpleNamespace(runs=0)
         self.register_buffer("average", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,6 +67,7 @@ class Keeps(Net):
         self.lists["shape"].append(y.shape)
         self.config.seen[0] += 1
         self.slotted.seen += 1
+        self.record.runs += helpers.cached(1)
         self.table[0] += 1
         self.sums[0] += 1
         self.average = 0.9 * self.average + y.detach().mean() if self.training else self.average

@@ -7,6 +7,7 @@ to stay the same ones, are put back after the trace.
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import sys
 import types
@@ -41,10 +42,11 @@ class Copies:
 
     Args:
         show: Gives what stands for a tensor or module.
+        owner: Gives, for what stands for a module, that to which kept methods of it are bound.
     """
 
-    def __init__(self, show: Show) -> None:
-        self._show = show
+    def __init__(self, show: Show, owner: Show | None = None) -> None:
+        self._show, self._owner = show, owner
         self._made: dict[int, tuple[Any, Any]] = {}  # with the original, so that its id stays its
 
     @property
@@ -107,6 +109,23 @@ class Copies:
                 continue  # nothing was assigned to it
             slot.__set__(made, self.of(held, depth))
 
+    def _method(self, value: types.MethodType, depth: int) -> None:
+        owner = self.of(value.__self__, depth)
+        if owner is value.__self__:
+            self._note(value, value)
+        else:
+            owner = owner if self._owner is None else self._owner(owner)
+            self._note(value, types.MethodType(value.__func__, owner))
+
+    def _partial(self, value: Any, depth: int) -> None:
+        inner, args = self.of(value.func, depth), [self.of(a, depth) for a in value.args]
+        options = {name: self.of(item, depth) for name, item in value.keywords.items()}
+        self._note(value, type(value)(inner, *args, **options))
+
+    def _namespace(self, value: types.SimpleNamespace, depth: int) -> None:
+        made = self._note(value, types.SimpleNamespace())
+        made.__dict__.update({name: self.of(v, depth) for name, v in vars(value).items()})
+
     def _duplicate(self, value: Any, depth: int) -> None:
         self._note(value, value.copy())
 
@@ -164,6 +183,9 @@ _COPIERS: tuple[tuple[type, Any], ...] = (
     (list, Copies._list),
     (set, Copies._set),
     (deque, Copies._deque),
+    (types.MethodType, Copies._method),
+    (functools.partial, Copies._partial),
+    (types.SimpleNamespace, Copies._namespace),
     (bytearray, Copies._duplicate),
     (np.ndarray, Copies._duplicate),
     (random.Random, Copies._random),

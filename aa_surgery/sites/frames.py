@@ -15,12 +15,16 @@ import torch
 
 from aa_surgery.sites.linking import inner_function
 
-__all__ = ["Step", "is_library_file", "way_to"]
+__all__ = ["KEPT", "Step", "is_library_file", "way_to"]
 
 _HERE = Path(__file__).resolve().parent.parent
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, _HERE))
 _MODULES = str(Path(torch.__file__).parent / "nn" / "modules") + os.sep
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
+
+
+KEPT = "(kept)"
+"""The owner of a method that was bound before the trace, and kept in a container."""
 
 
 @dataclass(frozen=True)

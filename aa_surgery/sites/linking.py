@@ -7,6 +7,7 @@ those that a trace shall not enter record their call, and what is written stays 
 
 from __future__ import annotations
 
+import functools
 import math
 import types
 from collections.abc import Callable, Collection, Iterator
@@ -22,6 +23,9 @@ __all__ = ["Linker", "inner_function", "is_foreign"]
 
 _IMPORTING = ("__name__", "__package__", "__spec__", "__file__", "__builtins__")
 _FOREIGN = ("torch", "aa_surgery", "builtins", "math", "typing")
+
+
+CACHED = functools._lru_cache_wrapper
 
 
 class Linker:
@@ -61,6 +65,8 @@ class Linker:
         kind = type(value)
         if kind is types.FunctionType:
             return self.linked(value)
+        if kind is CACHED:
+            return self.linked(value.__wrapped__)  # what a trace computes, nobody shall be given
         if kind is types.ModuleType:
             return value if is_library(value.__name__) else self._module(value)
         if isinstance(value, type):
@@ -133,6 +139,7 @@ class Linker:
         found: dict[str, Any] = {}
         for name, value in _methods_of(instance.__class__):
             function = getattr(value, "__func__", value)
+            function = function.__wrapped__ if isinstance(function, CACHED) else function
             if isinstance(value, staticmethod):
                 found[name] = self.linked(function)
             elif function.__code__ in self.leaves:
@@ -153,7 +160,7 @@ def _methods_of(cls: Any) -> tuple[tuple[str, Any], ...]:
     return tuple(
         (name, value)
         for name, value in found.items()
-        if isinstance(getattr(value, "__func__", value), types.FunctionType)
+        if isinstance(getattr(value, "__func__", value), types.FunctionType | CACHED)
         and not isinstance(value, classmethod)
         and not name.startswith("__")
     )

@@ -20,7 +20,8 @@ from typing import Any
 from torch import nn
 
 from aa_surgery.sites.code import SourceError, class_name, definition_of
-from aa_surgery.sites.frames import Step
+from aa_surgery.sites.frames import KEPT, Step
+from aa_surgery.sites.instance import bound_methods
 from aa_surgery.sites.linking import cell_contents, inner_function
 
 __all__ = ["Place", "Route", "Unit", "call_at", "can_merge", "leads_to", "resolved", "route_of"]
@@ -141,11 +142,14 @@ def _method(scope: nn.Module, name: str, code: types.CodeType) -> Unit:
 def _called(scope: nn.Module, step: Step, caller: Unit, place: Place) -> Unit:
     """Return the unit of a function that `caller` calls at `place`."""
     code = step.code
+    if step.owner == KEPT:
+        raise SourceError(f"{code.co_name} is called as a list or an object keeps it")
     if step.owner:
         raise SourceError(f"{code.co_name} is a method of another module, {step.owner}")
     call = _calls(caller.function).get(place)  # none where a generator is unpacked
     target = call.func if isinstance(call, ast.Call) else None
     name = _attribute_of_me(target, caller)
+    name = bound_methods(scope, type(scope)).get(name, name)
     if step.owner == "" and not _is_super(target) and not _is_named(target, caller, code):
         return _method(scope, name or code.co_name, code)
     if name:

@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from aa_surgery.sites.copies import PLAIN_KINDS, Copies, is_library, proxies_in
+from aa_surgery.sites.frames import KEPT
 from aa_surgery.sites.memo import INTERNAL, Paths
 
 __all__ = ["StandIns"]
@@ -45,8 +46,9 @@ class StandIns:
     ) -> None:
         self._paths, self._record, self._show, self._alone = paths, record, show, alone
         self._made: dict[int, Any] = {}
-        self._copies = Copies(self._shown)
+        self._copies = Copies(self._shown, self._twin)
         self._owners: dict[int, str] = {}
+        self._twins: list[Any] = []
         self.root: Any = self._stand_in(scope, "")
 
     def owner(self, instance: object) -> str | None:
@@ -79,6 +81,19 @@ class StandIns:
             own["_compiled_call_impl"] = lambda *args, **kwargs: self._record(path, args, kwargs)
             own.pop("forward", None)
         return made
+
+    def _twin(self, made: Any) -> Any:
+        """Return a stand-in with the same attributes, to which kept methods are bound.
+
+        Surgery does not reach a method that a list keeps; so these shall not seem to be the part's.
+        """
+        if id(made) not in self._owners:
+            return made
+        twin: Any = object.__new__(type(made))
+        object.__setattr__(twin, "__dict__", made.__dict__)
+        self._twins.append(twin)
+        self._owners[id(twin)] = KEPT
+        return twin
 
     def written(self) -> Iterator[fx.Proxy]:
         """Yield the values of the graph that the forward left in attributes and containers."""

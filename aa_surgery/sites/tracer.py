@@ -22,7 +22,7 @@ from torch.fx.proxy import TraceError
 
 from aa_surgery.errors import NotTraceableError
 from aa_surgery.sites.frames import way_to
-from aa_surgery.sites.instance import forward_of
+from aa_surgery.sites.instance import bound_methods, forward_of
 from aa_surgery.sites.leaves import SELF, deciding_code, is_patched
 from aa_surgery.sites.linking import Linker, inner_function
 from aa_surgery.sites.memo import Memo, Paths
@@ -169,6 +169,8 @@ class _ScopeTracer(fx.Tracer):
         own["training"] = self.training
         methods = self.linker.methods(root, SELF)
         own.update({name: m for name, m in methods.items() if name not in self.host.__dict__})
+        bound = bound_methods(self.host, type(self.host))
+        own.update({n: methods[m] for n, m in bound.items() if m in methods and n != "forward"})
         args, keywords, starred = self._arguments()
         forward = self.linker.linked(self.forward, entered=True)
         if starred:

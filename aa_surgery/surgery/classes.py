@@ -94,7 +94,7 @@ class Antialiased:
         require_whole(self)
         for holder, name, original in self._aa_originals:
             if getattr(holder, name, None) is not original:
-                require_original(self, holder, name)
+                require_original(self, holder, name, original)
         if "forward" in self.__dict__:
             require_run(self, antialiased_of(self))
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
