@@ -169,7 +169,7 @@ def list_filters() -> list[str]:
 
 @lru_cache
 def _parse(name: str) -> tuple[str, int]:
-    match = re.fullmatch(r"([a-z]+)(?:-([1-9][0-9]?))?", name)
+    match = re.fullmatch(r"([a-z]+)(?:-([1-9][0-9]{0,2}))?", name)
     family, number = (match.group(1), int(match.group(2) or 0)) if match else ("", 0)
     if family not in _FAMILIES:
         raise FilterError(

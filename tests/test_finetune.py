@@ -416,7 +416,7 @@ def test_the_cifar_study(
             Image.open(file).resize((32, 32)).save(place / file.name)
     document.write_text("# Study\n<!-- cifar10 -->\nold\n<!-- cifar10 -->\nend\n")
     small = ("--images", "36", "--held-out", "12", "--batch-size", "12", "--epochs", "1")
-    small += ("--models", "vgg", "--filters", "none", "tri-3", "--seeds", "0", "1", "--width", "4")
+    small += ("--models", "vgg", "--filters", "none", "tri-3", "--seeds", "0", "1", "--width", "8")
     command = [str(data), "--out", str(tmp_path / "out"), *small, "--write", str(document)]
     assert cifar10.main([*command, "--threads", "1"]) == 0
     written = document.read_text()

@@ -123,7 +123,7 @@ def test_a_short_training(
                 crop = photograph.crop((20 * i, 10, 20 * i + 96, 106)).resize((32, 32))
                 crop.save(tmp_path / "images" / split / name / f"{i}.png")
     small = ("--images", "24", "--held-out", "8", "--batch-size", "12", "--epochs", "2")
-    small += ("--models", "resnet", "--width", "4", "--seeds", "0", "--threads", "1")
+    small += ("--models", "resnet", "--width", "8", "--seeds", "0", "--threads", "1")
     methods = ("none", *(name for name in list_methods() if name != "blur"), "aps+tri-3")
     methods += ("learned+penalty",)
     command = [str(tmp_path / "images"), "--out", str(tmp_path / "cifar"), *small, "--filters"]

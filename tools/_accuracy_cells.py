@@ -58,7 +58,7 @@ class Cell:
     @property
     def surgery(self) -> dict[str, Any]:
         """The keywords of `apply_antialias`."""
-        taps = self.filter or None
+        taps = self.filter or "auto"
         return {"method": self.method, "filter": taps, "placement": self.placement}
 
     def same_photographs(self, other: dict[str, Any]) -> bool:

@@ -88,7 +88,7 @@ class AntialiasHook(Hook):
             circular=circular,
         )
         resolve_method(method)  # a wrong name is told when the runner is built
-        if isinstance(filter, str):
+        if isinstance(filter, str) and filter != "auto":
             resolve_filter(filter)
         self._model: nn.Module | None = None
 

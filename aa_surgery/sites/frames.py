@@ -6,12 +6,13 @@ import os
 import sysconfig
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from aa_surgery.sites.linking import inner_function
 
@@ -19,7 +20,7 @@ __all__ = ["KEPT", "Step", "is_library_file", "way_to"]
 
 _HERE = Path(__file__).resolve().parent.parent
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, _HERE))
-_MODULES = str(Path(torch.__file__).parent / "nn" / "modules") + os.sep
+_MODULES = str(Path(nn.modules.__file__).parent)
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
 
 
@@ -35,18 +36,14 @@ class Step:
         code: The function's code.
         offset: The instruction's offset in bytes.
         owner: The path, within the scope, of the module whose method it is; None of a helper.
-        library: The code of the library's function, in Python, that it calls; None of others.
+        by_module: Whether it calls a method of torch's modules there (`super().forward`), which
+            issues the op with arguments of its own.
     """
 
     code: types.CodeType
     offset: int
     owner: str | None = None
-    library: types.CodeType | None = field(default=None, compare=False)
-
-    @property
-    def calls_module(self) -> bool:
-        """Whether it calls a module of torch, not a function."""
-        return self.library is not None and self.library.co_filename.startswith(_MODULES)
+    by_module: bool = False
 
     @property
     def place(self) -> tuple[int, int]:
@@ -68,17 +65,16 @@ def way_to(
     """Return the steps from `forward` to the call that made `frame`, outermost first."""
     first = inner_function(forward).__code__
     steps: list[Step] = []
-    library: types.CodeType | None = None
+    called = ""
     while frame is not None:
         code = frame.f_code
+        by_module = not steps and called.startswith(_MODULES)
         if code is first or _is_varied(code, first):
-            steps.append(Step(first, frame.f_lasti, "", library))
+            steps.append(Step(first, frame.f_lasti, "", by_module))
             return tuple(reversed(steps))
-        if is_library_file(code.co_filename):
-            library = code
-        else:
-            steps.append(Step(code, frame.f_lasti, _owner(frame, owner_of), library))
-            library = None
+        if not is_library_file(code.co_filename):
+            steps.append(Step(code, frame.f_lasti, _owner(frame, owner_of), by_module))
+        called = code.co_filename
         frame = frame.f_back
     return ()
 

@@ -14,6 +14,7 @@ __all__ = [
     "bound_methods",
     "forward_of",
     "is_own_method",
+    "names_in",
     "replaces_forward",
 ]
 
@@ -60,10 +61,10 @@ def replaces_forward(module: nn.Module) -> bool:
     if forward is None or is_own_method(module, forward):
         return False
     kept = {n for n, method in bound_methods(module, type(module)).items() if method == "forward"}
-    return not kept & set(_names_in(forward))
+    return not kept & set(names_in(forward))
 
 
-def _names_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:
+def names_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:
     """Yield the names in the code of a callable, and in that of the functions that it holds."""
     function = getattr(value, "__func__", value)
     held: list[Any] = []
@@ -74,7 +75,7 @@ def _names_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:
         held = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
     for other in held if depth else ():
         if callable(other) and not isinstance(other, nn.Module | type):
-            yield from _names_in(other, depth - 1)
+            yield from names_in(other, depth - 1)
 
 
 def _is_filled(cell: Any) -> bool:

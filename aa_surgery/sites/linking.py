@@ -71,7 +71,7 @@ class Linker:
             return value if is_library(value.__name__) else self._module(value)
         if isinstance(value, type):
             self._classes.note(value)
-            return value
+            return _with_recorded(value, self.leaves) if self.leaves else value
         return self._copies.of(value)
 
     def put_back(self) -> None:
@@ -204,6 +204,16 @@ class _LinkedModule(types.ModuleType):
         vars(self)["_aa_space"][1][name] = value
 
 
+def _with_recorded(cls: Any, leaves: Collection[types.CodeType]) -> Any:
+    """Return a class in whose stead the static methods that are leaves record themselves."""
+    static = {
+        name: staticmethod(_recorded(value.__func__))
+        for name, value in vars(cls).items()
+        if isinstance(value, staticmethod) and getattr(value.__func__, "__code__", None) in leaves
+    }
+    return type(cls)(cls.__name__, (cls,), static) if static else cls
+
+
 def is_foreign(thing: Any) -> bool:
     """Tell whether a function or class is torch's, or ours."""
     return str(getattr(thing, "__module__", "") or "").partition(".")[0] in _FOREIGN
@@ -242,7 +252,7 @@ def inner_function(function: Any) -> Any:
     return function
 
 
-def _recorded(function: types.FunctionType) -> Callable[..., Any]:
+def _recorded(function: Any) -> Callable[..., Any]:
     def record(*args: Any, **kwargs: Any) -> Any:
         tracer = tracer_of(args, kwargs)
         if tracer is None:

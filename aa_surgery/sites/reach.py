@@ -91,7 +91,7 @@ def _out_of_reach(site: Site, reason: str) -> Site:
     if site.in_forward:
         problem = site.problem or f"its call cannot be rewritten: {reason}; {_WAY_OUT}"
         return replace(site, problem=problem)
-    return replace(site, activation=None, opaque=site.opaque or reason)
+    return replace(site, activation=None, opaque=reason)
 
 
 def _parts(node: fx.Node) -> list[fx.Node]:

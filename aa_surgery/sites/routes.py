@@ -79,6 +79,8 @@ def route_of(scope: nn.Module, way: tuple[Step, ...], value: bool = False) -> Ro
     """
     if not way:
         raise SourceError("it is not the user's code that calls it")
+    if way[-1].by_module:
+        raise SourceError(f"{way[-1].code.co_name} has a method of torch's issue it")
     units: list[Unit] = []
     inside: list[Unit] = []  # of each step, the unit whose source has it
     for number, step in enumerate(way):
@@ -98,8 +100,6 @@ def route_of(scope: nn.Module, way: tuple[Step, ...], value: bool = False) -> Ro
             units.append(unit)
         inside.append(unit)
     place = way[-1].place
-    if way[-1].calls_module:
-        raise SourceError("a module calls it that is no part of the model")
     call_at(inside[-1].function, place)
     return Route(tuple(units), place)
 

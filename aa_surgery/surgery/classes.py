@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,19 +126,24 @@ def _rebuild(host: Any, recipe: Recipe, *args: Any) -> nn.Module:
 
 
 class _OfClass(str):
-    """The `__module__` of a class, which its instances do not have.
+    """The `__module__` of a class, which the tracer of FX quantisation does not read.
 
-    Exported graphs and hosts name a layer by its class, which is `torch.nn`'s for them. Tracers of
-    `torch.fx` ask the instance, and take what is `torch.nn`'s as one op, that has no other in it;
-    they see the host's op and the blur where they look inside (FX quantisation).
+    Exported graphs, hosts and tracers of `torch.fx` take a layer that is `torch.nn`'s for one op.
+    FX quantisation does so too, and then looks the op up by its class, which it does not know; so
+    it shall look inside, where it finds the host's op and the blur.
     """
 
     __slots__ = ()
 
     def __get__(self, instance: Any, owner: Any = None) -> str:
-        if instance is None or not all(map(_reads_in_graphs, instance.children())):
+        asking = sys._getframe(1).f_locals.get("self")
+        quantises = type(asking).__module__.startswith(_QUANTISERS)
+        if instance is None or not quantises or not all(map(_reads_in_graphs, instance.children())):
             return str(self)
         return __name__
+
+
+_QUANTISERS = ("torch.ao.quantization", "torchao.quantization")
 
 
 def _reads_in_graphs(layer: nn.Module) -> bool:
