@@ -10,7 +10,6 @@ from timm.layers import EvoNorm2dS0, GroupNormAct
 from torch import Tensor, nn
 
 from aa_surgery import Plan, apply_antialias, audit, plan_antialias
-from aa_surgery.errors import NotTraceableError
 from aa_surgery.sites import find_sites
 from aa_surgery.sites.flow import Flow
 
@@ -173,9 +172,8 @@ def test_constant_that_callers_pass_is_the_one_traced() -> None:
     plan = plan_antialias(net, filter="identity")
     assert Plan.from_dict(plan.to_dict()) == plan
     assert torch.equal(apply_antialias(net, plan=plan)(x), want)
-    net.rates = (0.5,)
-    with pytest.raises(NotTraceableError, match=r"rate=0\.5"):
-        net(x)
+    net.rates = (0.5,)  # the user's own source runs, on whatever it is called with
+    assert torch.equal(net(x), PassesARate(0.5)(x))
 
 
 def test_constants_that_differ_leave_the_decision_unread() -> None:

@@ -7,6 +7,7 @@ branch) still decides.
 # Without the future import of annotations: TorchScript reads those of a class as objects.
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Optional
 
 import torch
@@ -36,6 +37,8 @@ class Call(nn.Module):
     @torch.jit.unused
     def instead_of(self, function: Callable[..., Any]) -> Any:
         """Return this module where `function` is one that it stands for; else the function."""
+        if isinstance(function, partial) and function.func in self.functions:
+            return partial(self, *function.args, **function.keywords)
         return self if function in self.functions else function
 
 

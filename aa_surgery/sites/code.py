@@ -104,6 +104,8 @@ def _around(node: ast.FunctionDef, function: types.FunctionType) -> ast.Module:
         body = [_with_parameters(ast.ClassDef(name, [], [], body, []))]
         if name not in free:  # the class's name is the module's, as in `super(Net, self)`
             body.insert(0, ast.Global([name]))
+    elif node.name not in free:  # the function's name is the module's, where it calls itself
+        body.insert(0, ast.Global([node.name]))
     arguments = ast.arguments([], [ast.arg(n) for n in free], None, [], [], None, [])
     outer = _with_parameters(ast.FunctionDef("aa_around", arguments, body, []))
     return ast.fix_missing_locations(ast.Module([outer], []))

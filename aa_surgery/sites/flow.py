@@ -100,14 +100,14 @@ class Flow:
         for spot in spots:
             arguments = {**dict(zip(defaults, spot.node.args, strict=False)), **spot.node.kwargs}
             for name, default in defaults.items():
-                if isinstance(default, PLAIN):
+                if isinstance(default, PLAIN) or inspect.isroutine(default):
                     passed[name].append(arguments.get(name, default))
         found: list[tuple[Any, ...]] = []
         for name, values in passed.items():
             if all(isinstance(v, PLAIN) and _equal(v, values[0]) for v in values):
                 if not _equal(values[0], defaults[name]):
                     found.append((name, values[0]))
-            else:
+            elif any(value is not defaults[name] for value in values):
                 found.append((name,))
         return tuple(found)
 

@@ -16,12 +16,16 @@ from torch import nn
 
 from aa_surgery.sites.linking import inner_function
 
-__all__ = ["Step", "is_library_file", "way_to"]
+__all__ = ["KEPT", "Step", "is_library_file", "way_to"]
 
 _HERE = Path(__file__).resolve().parent.parent
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, _HERE))
 _MODULES = str(Path(nn.modules.__file__).parent)
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
+
+
+KEPT = "(kept)"
+"""The owner of a method that was bound before the trace, and kept in a container."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,24 @@ def way_to(
     while frame is not None:
         code = frame.f_code
         by_module = not steps and called.startswith(_MODULES)
-        if code is first:
-            steps.append(Step(code, frame.f_lasti, "", by_module))
+        if code is first or _is_varied(code, first):
+            steps.append(Step(first, frame.f_lasti, "", by_module))
             return tuple(reversed(steps))
         if not is_library_file(code.co_filename):
             steps.append(Step(code, frame.f_lasti, _owner(frame, owner_of), by_module))
         called = code.co_filename
         frame = frame.f_back
     return ()
+
+
+def _is_varied(code: types.CodeType, first: types.CodeType) -> bool:
+    """Whether a code is that of the forward with other arguments, as fx makes it for `*args`."""
+    return (
+        code.co_name == first.co_name
+        and code.co_firstlineno == first.co_firstlineno
+        and code.co_filename == first.co_filename
+        and code.co_code == first.co_code
+    )
 
 
 def _owner(frame: types.FrameType, owner_of: Callable[[object], str | None]) -> str | None:

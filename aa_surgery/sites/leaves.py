@@ -10,7 +10,7 @@ from torch import fx, nn
 from aa_surgery.sites.frames import is_library_file
 from aa_surgery.sites.linking import inner_function
 
-__all__ = ["SELF", "called_function", "deciding_code"]
+__all__ = ["SELF", "called_function", "deciding_code", "is_patched"]
 
 SELF = "aa_self"
 """The attribute that stands for the scope itself in a graph: the owner of a method's call."""
@@ -39,6 +39,16 @@ def deciding_code(
     entered = [code for code in codes if _package(code.co_filename) != home]
     ordered = [*entered[:1], *reversed(codes)]
     return next((code for code in ordered if code not in tried), None)
+
+
+def is_patched(error: BaseException) -> bool:
+    """Tell whether an error came by the patches of a trace by torch.fx in another thread."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_name == "module_call_wrapper":
+            return True
+        traceback = traceback.tb_next
+    return False
 
 
 def _package(file: str) -> str:

@@ -7,19 +7,25 @@ those that a trace shall not enter record their call, and what is written stays 
 
 from __future__ import annotations
 
+import functools
 import math
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from typing import Any
 
+import torch
 from torch import fx
+
+from aa_surgery.sites.copies import Copies, KeptClasses, is_library, proxies_in
 
 __all__ = ["Linker", "inner_function", "is_foreign"]
 
-_CONTAINERS = (dict, list, set)
 _IMPORTING = ("__name__", "__package__", "__spec__", "__file__", "__builtins__")
 _FOREIGN = ("torch", "aa_surgery", "builtins", "math", "typing")
+
+
+CACHED = functools._lru_cache_wrapper
 
 
 class Linker:
@@ -33,7 +39,10 @@ class Linker:
         self.leaves = leaves
         self._linked: dict[int, Any] = {}
         self._namespaces: dict[int, _Namespace] = {}
+        self._cells: dict[int, types.CellType] = {}
         self._kept: list[Any] = []  # so that no id is used again
+        self._copies = Copies(_cloned)
+        self._classes = KeptClasses()
 
     def linked(self, function: Any, entered: bool = False) -> Any:
         """Return the copy of a Python function; of one of torch, or of ours, the very function.
@@ -48,27 +57,71 @@ class Linker:
         if key not in self._linked:
             self._kept.append(function)
             self._linked[key] = function  # a function that holds itself
-            self._linked[key] = self._copy(function, entered)
+            self._copy(function, entered)
         return self._linked[key]
 
-    def _copy(self, function: types.FunctionType, entered: bool) -> Any:
+    def seen(self, value: Any) -> Any:
+        """Return what stands for a value that a user's function reads from around itself."""
+        kind = type(value)
+        if kind is types.FunctionType:
+            return self.linked(value)
+        if kind is CACHED:
+            return self.linked(value.__wrapped__)  # what a trace computes, nobody shall be given
+        if kind is types.ModuleType:
+            return value if is_library(value.__name__) else self._module(value)
+        if isinstance(value, type):
+            self._classes.note(value)
+            return _with_recorded(value, self.leaves) if self.leaves else value
+        return self._copies.of(value)
+
+    def put_back(self) -> None:
+        """Put the classes back that were written to."""
+        self._classes.put_back()
+
+    def note_class(self, kind: type) -> None:
+        """Remember a class, to put it back."""
+        self._classes.note(kind)
+
+    def written(self) -> Iterator[fx.Proxy]:
+        """Yield the values of the graph that were left in globals and closures."""
+        held = [list(space.values()) for space in self._namespaces.values()]
+        cells = [cell_contents(cell) for cell in self._cells.values()]
+        yield from proxies_in([*held, cells, self._copies.made])
+
+    def _copy(self, function: types.FunctionType, entered: bool) -> None:
+        key = id(function)
         if function.__code__ in self.leaves and not entered:
-            return _recorded(function)
+            self._linked[key] = _recorded(function)
+            return
         foreign = is_foreign(function)
-        held = [cell_contents(cell) for cell in function.__closure__ or ()]
-        cells = tuple(
-            types.CellType(self.linked(value)) if _is_own(value) else cell
-            for cell, value in zip(function.__closure__ or (), held, strict=True)
-        )
-        if foreign and cells == (function.__closure__ or ()):
-            return function
-        space = function.__globals__ if foreign else self._namespace(function.__globals__)
-        copy = types.FunctionType(
-            function.__code__, space, function.__name__, function.__defaults__, cells
+        cells = function.__closure__ or ()
+        if foreign and not any(_is_own(cell_contents(cell)) for cell in cells):
+            return
+        copy = self._linked[key] = types.FunctionType(
+            function.__code__,
+            function.__globals__ if foreign else self._namespace(function.__globals__),
+            function.__name__,
+            function.__defaults__,
+            tuple(self._cell(cell, foreign) for cell in cells),
         )
         copy.__kwdefaults__ = function.__kwdefaults__
         copy.__dict__.update(function.__dict__)
-        return copy
+
+    def _cell(self, cell: types.CellType, foreign: bool) -> types.CellType:
+        """Return a cell of our own, so that what is assigned to a variable around stays there."""
+        if foreign and not _is_own(cell_contents(cell)):
+            return cell
+        if id(cell) not in self._cells:
+            self._kept.append(cell)
+            made = self._cells[id(cell)] = types.CellType()
+            if is_filled(cell):
+                made.cell_contents = self.seen(cell.cell_contents)
+        return self._cells[id(cell)]
+
+    def _module(self, module: types.ModuleType) -> Any:
+        if id(module) not in self._linked:
+            self._linked[id(module)] = _LinkedModule(module, self._namespace(vars(module)))
+        return self._linked[id(module)]
 
     def _namespace(self, names: dict[str, Any]) -> _Namespace:
         space = self._namespaces.get(id(names))
@@ -86,6 +139,7 @@ class Linker:
         found: dict[str, Any] = {}
         for name, value in _methods_of(instance.__class__):
             function = getattr(value, "__func__", value)
+            function = function.__wrapped__ if isinstance(function, CACHED) else function
             if isinstance(value, staticmethod):
                 found[name] = self.linked(function)
             elif function.__code__ in self.leaves:
@@ -106,7 +160,7 @@ def _methods_of(cls: Any) -> tuple[tuple[str, Any], ...]:
     return tuple(
         (name, value)
         for name, value in found.items()
-        if isinstance(getattr(value, "__func__", value), types.FunctionType)
+        if isinstance(getattr(value, "__func__", value), types.FunctionType | CACHED)
         and not isinstance(value, classmethod)
         and not name.startswith("__")
     )
@@ -124,19 +178,30 @@ class _Namespace(dict[str, Any]):
         if name in self:
             return super().__getitem__(name)
         value = self._names[name]
-        kind = type(value)
-        if kind is types.FunctionType:
-            return self._linker.linked(value)
         if value is math:
             return _RecordedMath
-        if kind is types.BuiltinFunctionType and value.__module__ == "math":
+        if type(value) is types.BuiltinFunctionType and value.__module__ == "math":
             return getattr(_RecordedMath, value.__name__)
-        if isinstance(value, type) and self._linker.leaves:
-            return _with_recorded(value, self._linker.leaves)
-        if kind in _CONTAINERS and not name.startswith("__"):
-            self[name] = value.copy()
-            return super().__getitem__(name)
-        return value
+        return value if name.startswith("__") else self._linker.seen(value)
+
+
+class _LinkedModule(types.ModuleType):
+    """A user's module, whose attributes are read and written in a namespace of ours."""
+
+    def __init__(self, module: types.ModuleType, space: _Namespace) -> None:
+        super().__init__(module.__name__, module.__doc__)
+        vars(self).clear()
+        vars(self)["_aa_space"] = module, space
+
+    def __getattr__(self, name: str) -> Any:
+        module, space = vars(self)["_aa_space"]
+        try:
+            return space[name]
+        except KeyError:
+            return getattr(module, name)  # one that its own `__getattr__` gives
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        vars(self)["_aa_space"][1][name] = value
 
 
 def _with_recorded(cls: Any, leaves: Collection[types.CodeType]) -> Any:
@@ -156,10 +221,22 @@ def is_foreign(thing: Any) -> bool:
 
 def cell_contents(cell: types.CellType) -> Any:
     """Return what a closure's cell holds; None where it is empty."""
+    return cell.cell_contents if is_filled(cell) else None
+
+
+def is_filled(cell: types.CellType) -> bool:
+    """Tell whether anything was assigned to a closure's variable."""
     try:
-        return cell.cell_contents
+        return cell.cell_contents is not cell
     except ValueError:
-        return None
+        return False
+
+
+def _cloned(value: Any) -> Any:
+    """Return a copy of a tensor that a function could write to; else the value."""
+    if type(value) is not torch.Tensor:
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
 
 
 def _is_own(value: Any) -> bool:
@@ -175,7 +252,7 @@ def inner_function(function: Any) -> Any:
     return function
 
 
-def _recorded(function: types.FunctionType) -> Callable[..., Any]:
+def _recorded(function: Any) -> Callable[..., Any]:
     def record(*args: Any, **kwargs: Any) -> Any:
         tracer = tracer_of(args, kwargs)
         if tracer is None:

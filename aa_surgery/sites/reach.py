@@ -78,10 +78,10 @@ def _with_line(site: Site, scope: _Scope) -> Site:
         keys = [scope.route(n).key for n in _parts(node)]
         if site.merged and not _can_merge(node, scope):
             site = replace(site, merged="")
+        key = keys[0]
+        others = [n for n in scope.kin(node, key) if n not in _parts(node)]
     except SourceError as error:
         return _out_of_reach(site, str(error))
-    key = keys[0]
-    others = [n for n in scope.kin(node, key) if n not in _parts(node)]
     if site.op not in _ADAPTING and not all(scope.samples_alike(node, n) for n in others):
         return _out_of_reach(site, f"line {key[1][0]} issues ops that are not alike")
     return replace(site, line=f"{key[0]}:{key[1][0]}:{key[1][1]}")

@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import nn
 
-from aa_surgery.sites.code import SourceError, definition_of
-from aa_surgery.sites.frames import Step
-from aa_surgery.sites.instance import forward_of
+from aa_surgery.sites.code import SourceError, class_name, definition_of
+from aa_surgery.sites.frames import KEPT, Step
+from aa_surgery.sites.instance import bound_methods
 from aa_surgery.sites.linking import cell_contents, inner_function
 
 __all__ = ["Place", "Route", "Unit", "call_at", "can_merge", "leads_to", "resolved", "route_of"]
@@ -83,12 +83,11 @@ def route_of(scope: nn.Module, way: tuple[Step, ...], value: bool = False) -> Ro
         raise SourceError(f"{way[-1].code.co_name} has a method of torch's issue it")
     units: list[Unit] = []
     inside: list[Unit] = []  # of each step, the unit whose source has it
-    forward = forward_of(scope)
     for number, step in enumerate(way):
         unit = _around(step.code, way[:number], inside)
         if unit is None and not number:
-            name = "forward" if forward is type(scope).forward else forward.__name__
-            unit = _method(scope, name, step.code)
+            own = scope.__dict__.get("forward")
+            unit = _method(scope, "forward" if own is None else own.__name__, step.code)
         elif unit is None:
             try:
                 unit = _called(scope, step, inside[-1], way[number - 1].place)
@@ -143,12 +142,18 @@ def _method(scope: nn.Module, name: str, code: types.CodeType) -> Unit:
 def _called(scope: nn.Module, step: Step, caller: Unit, place: Place) -> Unit:
     """Return the unit of a function that `caller` calls at `place`."""
     code = step.code
+    if step.owner == KEPT:
+        raise SourceError(f"{code.co_name} is called as a list or an object keeps it")
     if step.owner:
         raise SourceError(f"{code.co_name} is a method of another module, {step.owner}")
-    call = call_at(caller.function, place)
+    call = _calls(caller.function).get(place)  # none where a generator is unpacked
     target = call.func if isinstance(call, ast.Call) else None
-    if step.owner == "" and not _is_super(target) and not _is_static(target, caller):
-        return _method(scope, code.co_name, code)
+    name = _attribute_of_me(target, caller)
+    name = bound_methods(scope, type(scope)).get(name, name)
+    if step.owner == "" and not _is_super(target) and not _is_named(target, caller, code):
+        return _method(scope, name or code.co_name, code)
+    if name:
+        return _static_method(scope, name, code, (caller.name, place))
     if _is_super(target):
         for base in type(scope).__mro__[1:]:
             outer = vars(base).get(code.co_name)
@@ -191,9 +196,38 @@ def _is_super(target: ast.expr | None) -> bool:
     )
 
 
-def _is_static(target: ast.expr | None, caller: Unit) -> bool:
+def _is_named(target: ast.expr | None, caller: Unit, code: types.CodeType) -> bool:
     """Whether a method is named by its class, `Base.method(self, x)`."""
-    return isinstance(resolved(target, caller.function), types.FunctionType)
+    return _function_in(resolved(target, caller.function), code) is not None
+
+
+def _attribute_of_me(target: ast.expr | None, caller: Unit) -> str:
+    """Return `name` of `self.name`, as the interpreter sees it; empty of what is none."""
+    if not caller.bound or not isinstance(target, ast.Attribute):
+        return ""
+    me = caller.function.__code__.co_varnames[0]
+    if not isinstance(target.value, ast.Name) or target.value.id != me:
+        return ""
+    name = target.attr
+    private = name.startswith("__") and not name.endswith("__")
+    return f"_{class_name(caller.function).lstrip('_')}{name}" if private else name
+
+
+def _static_method(
+    scope: nn.Module, name: str, code: types.CodeType, led: tuple[str, Place]
+) -> Unit:
+    """Return the unit of a static method of the scope's class."""
+    for base in type(scope).__mro__ if name not in vars(scope) else ():
+        held = vars(base).get(name)
+        if held is None:
+            continue
+        outer = held.__func__ if isinstance(held, staticmethod) else None
+        function = _function_in(outer, code)
+        if function is None:
+            break
+        own = f"_aa_{name}_{led[1][0]}_{led[1][1]}"
+        return Unit(own, function, outer, (base, name), False, led)
+    raise SourceError(f"{code.co_name} is called in a way that cannot be followed")
 
 
 def call_at(function: types.FunctionType, place: Place) -> ast.Call | ast.Subscript:

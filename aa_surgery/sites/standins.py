@@ -9,21 +9,21 @@ other threads may run the model, or trace it, at the same time.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from aa_surgery.sites.copies import PLAIN_KINDS, Copies, is_library, proxies_in
+from aa_surgery.sites.frames import KEPT
 from aa_surgery.sites.memo import INTERNAL, Paths
 
 __all__ = ["StandIns"]
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
-_CONTAINERS = (dict, list, set)
-_FOREIGN = ("torch.", "torch", "numpy", "builtins")
-_MAX_DEPTH = 4
 
 Record = Callable[..., Any]  # (path, args, kwargs) -> the value of a call
 Show = Callable[[torch.Tensor], Any]
@@ -37,12 +37,18 @@ class StandIns:
         paths: The path of each of its parts by their `id`.
         record: Called in a part's stead.
         show: Gives the value of the graph that stands for a tensor.
+        alone: Whether another thread traces by torch.fx, which patches `nn.Module.__call__`: parts
+            are then of a class with a call of its own.
     """
 
-    def __init__(self, scope: nn.Module, paths: Paths, record: Record, show: Show) -> None:
-        self._paths, self._record, self._show = paths, record, show
+    def __init__(
+        self, scope: nn.Module, paths: Paths, record: Record, show: Show, alone: bool = False
+    ) -> None:
+        self._paths, self._record, self._show, self._alone = paths, record, show, alone
         self._made: dict[int, Any] = {}
+        self._copies = Copies(self._shown, self._twin)
         self._owners: dict[int, str] = {}
+        self._twins: list[Any] = []
         self.root: Any = self._stand_in(scope, "")
 
     def owner(self, instance: object) -> str | None:
@@ -57,64 +63,63 @@ class StandIns:
         return self._stand_in(module, path) if made is None else made
 
     def _stand_in(self, module: nn.Module, path: str) -> Any:
-        made: Any = object.__new__(type(module))
+        cls: Any = type(module)
+        made: Any = object.__new__(_called_directly(cls) if self._alone and path else cls)
         self._made[id(module)] = made
         self._owners[id(made)] = path
         own = made.__dict__
-        cls: Any = type(module)
-        for name in _containers_of_class(cls):
-            own[name] = self._copied(getattr(cls, name), 0)
+        for name in _writable_of_class(cls):
+            own[name] = self._copies.of(inspect.getattr_static(cls, name))
         for name, value in module.__dict__.items():
             if name in _REGISTRIES:
                 own[name] = _Shown(value, self._shown)
-            elif type(value) in _PLAIN or (path and name in INTERNAL):
-                own[name] = value
+            elif path and name in INTERNAL:
+                own[name] = value.copy() if isinstance(value, dict | set) else value
             else:
-                own[name] = self._copied(value, 0)
+                own[name] = self._copies.of(value)
         if path:
             own["_compiled_call_impl"] = lambda *args, **kwargs: self._record(path, args, kwargs)
             own.pop("forward", None)
         return made
+
+    def _twin(self, made: Any) -> Any:
+        """Return a stand-in with the same attributes, to which kept methods are bound.
+
+        Surgery does not reach a method that a list keeps; so these shall not seem to be the part's.
+        """
+        if id(made) not in self._owners:
+            return made
+        twin: Any = object.__new__(type(made))
+        object.__setattr__(twin, "__dict__", made.__dict__)
+        self._twins.append(twin)
+        self._owners[id(twin)] = KEPT
+        return twin
+
+    def written(self) -> Iterator[fx.Proxy]:
+        """Yield the values of the graph that the forward left in attributes and containers."""
+        for made in (*self._made.values(), *self._copies.made):
+            yield from proxies_in(getattr(made, "__dict__", made))
 
     def _shown(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self._show(value)
         return self._of(value) if isinstance(value, nn.Module) else value
 
-    def _copied(self, value: Any, depth: int) -> Any:
-        """Return what stands for an attribute's value: a copy of what could be written to."""
-        kind: Any = type(value)
-        if kind in _PLAIN:
-            return value
-        if isinstance(value, torch.Tensor | nn.Module):
-            return self._shown(value)
-        if depth == _MAX_DEPTH:
-            return value
-        if kind is tuple:
-            return tuple(self._copied(item, depth + 1) for item in value)
-        if isinstance(value, _CONTAINERS):
-            return self._copied_container(value, depth)
-        if _is_plain_object(kind):
-            made = object.__new__(kind)
-            made.__dict__.update(
-                {name: self._copied(held, depth + 1) for name, held in value.__dict__.items()}
-            )
-            return made
-        return value
 
-    def _copied_container(self, value: Any, depth: int) -> Any:
-        if not hasattr(value, "copy"):
-            return value
-        made = value.copy()
-        if isinstance(made, dict):
-            for key, item in value.items():
-                made[key] = self._copied(item, depth + 1)
-        elif isinstance(made, list):
-            made[:] = [self._copied(item, depth + 1) for item in value]
-        return made
+class _CalledDirectly:
+    """Mixin of stand-ins that are called past `nn.Module.__call__`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep what the module's class does when it is subclassed from being done."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return vars(self)["_compiled_call_impl"](*args, **kwargs)
 
 
-_PLAIN = frozenset((bool, int, float, str, bytes, type(None), type, torch.Size, torch.dtype))
+@cache
+def _called_directly(cls: Any) -> Any:
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls)(cls.__name__, (_CalledDirectly, cls), names)
 
 
 class _Shown(dict[str, Any]):
@@ -141,25 +146,12 @@ class _Shown(dict[str, Any]):
 
 
 @cache
-def _containers_of_class(cls: Any) -> tuple[str, ...]:
-    """Return the lists, dicts and sets that a user's class holds for all of its instances."""
+def _writable_of_class(cls: type) -> tuple[str, ...]:
+    """Return the attributes that a user's class holds for all instances, and that are copied."""
     found: dict[str, None] = {}
     for base in cls.__mro__:
-        if base.__module__.startswith("torch."):
-            continue
-        for name, value in vars(base).items():
-            if type(value) in _CONTAINERS and not name.startswith("__"):
+        for name, value in {} if is_library(base.__module__) else vars(base).items():
+            kind = type(value)
+            if kind not in PLAIN_KINDS and not hasattr(kind, "__get__"):
                 found[name] = None
-    return tuple(found)
-
-
-@cache
-def _is_plain_object(kind: Any) -> bool:
-    """Tell whether all that an object of the class holds stands in its `__dict__`."""
-    return (
-        kind.__new__ is object.__new__
-        and kind.__module__.partition(".")[0] not in _FOREIGN
-        and kind.__dictoffset__ != 0
-        and not any("__slots__" in vars(base) for base in kind.__mro__)
-        and not issubclass(kind, type)
-    )
+    return tuple(name for name in found if not name.startswith("__") and name != "_abc_impl")

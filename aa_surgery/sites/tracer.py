@@ -6,7 +6,6 @@ a trace changes nothing, of the model, of the user's modules, or of torch, in wh
 
 from __future__ import annotations
 
-import dis
 import gc
 import inspect
 import random
@@ -14,7 +13,6 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -24,10 +22,11 @@ from torch.fx.proxy import TraceError
 
 from aa_surgery.errors import NotTraceableError
 from aa_surgery.sites.frames import way_to
-from aa_surgery.sites.instance import forward_of
-from aa_surgery.sites.leaves import SELF, deciding_code
+from aa_surgery.sites.instance import bound_methods, forward_of
+from aa_surgery.sites.leaves import SELF, deciding_code, is_patched
 from aa_surgery.sites.linking import Linker, inner_function
 from aa_surgery.sites.memo import Memo, Paths
+from aa_surgery.sites.proxies import ScopeProxy
 from aa_surgery.sites.site import Given
 from aa_surgery.sites.standins import StandIns
 
@@ -94,7 +93,6 @@ class _Session:
 
     def __init__(self) -> None:
         self.memo = Memo()
-        self.linker = Linker()
 
     def trace(
         self, scope: nn.Module, training: bool = False, given: Iterable[tuple[Any, ...]] = ()
@@ -108,68 +106,46 @@ class _Session:
     def _traced(self, scope: nn.Module, training: bool, given: Given, paths: Paths) -> fx.Graph:
         """Return the graph of the forward, with functions that decide on sizes as leaves."""
         leaves: list[types.CodeType] = []
+        alone = False
         while True:
-            linker = Linker(leaves) if leaves else self.linker
-            tracer = _ScopeTracer(scope, training, given, paths, linker)
+            linker = Linker(leaves)
+            linker.note_class(type(scope))
+            tracer = _ScopeTracer(scope, training, given, paths, linker, alone)
             try:
                 tracer.run()
                 return tracer.graph
             except Exception as error:
+                if not alone and is_patched(error):
+                    alone = True
+                    continue
                 leaf = deciding_code(error, tracer.forward, leaves)
                 if leaf is None or len(leaves) == _MAX_LEAVES:
                     raise NotTraceableError(
                         f"{type(scope).__name__}.forward cannot be traced: {_why(error)}"
                     ) from error
                 leaves.append(leaf)
+            finally:
+                linker.put_back()
 
 
 def _why(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [repr(error)]
     if isinstance(error, TraceError) or "symbolic tracing" in lines[0]:
         return "it decides on the sizes or values of tensors"
-    return lines[0].replace(_Proxy.__name__, "Proxy")
-
-
-class _Proxy(fx.Proxy):
-    """A proxy that remembers where a function unpacks; fx disassembles it for every unpacking."""
-
-    def __getattr__(self, k: str) -> _Attribute:
-        return _Attribute(self, k)
-
-    def __iter__(self) -> Iterator[Any]:
-        caller: Any = inspect.currentframe().f_back  # type: ignore[union-attr]
-        count = _unpackings(caller.f_code).get(caller.f_lasti)
-        if count is None:
-            return iter(self.tracer.iter(self))
-        item: Any = self
-        return (item[i] for i in range(count))
-
-
-class _Attribute(fx.proxy.Attribute):
-    """An attribute of a proxy (`x.shape`), unpacked in the same way."""
-
-    __getattr__ = _Proxy.__getattr__
-    __iter__ = _Proxy.__iter__
-
-    def __bool__(self) -> bool:
-        """Follow the branch without gradients, where a forward asks so as to checkpoint itself."""
-        if self.attr != "requires_grad":
-            return super().__bool__()
-        return False
-
-
-@cache
-def _unpackings(code: types.CodeType) -> dict[int, int]:
-    """Return into how many names the instruction at each offset unpacks."""
-    instructions = dis.get_instructions(code)
-    return {i.offset: i.argval for i in instructions if i.opname == "UNPACK_SEQUENCE"}
+    return lines[0].replace(ScopeProxy.__name__, "Proxy")
 
 
 class _ScopeTracer(fx.Tracer):
     """Build the graph of one scope: enter no child, keep plain default arguments concrete."""
 
     def __init__(
-        self, scope: nn.Module, training: bool, given: Given, paths: Paths, linker: Linker
+        self,
+        scope: nn.Module,
+        training: bool,
+        given: Given,
+        paths: Paths,
+        linker: Linker,
+        alone: bool = False,
     ) -> None:
         nothing: Any = ()  # older annotations of torch ask for one module, no more and no less
         super().__init__(autowrap_modules=nothing)
@@ -183,7 +159,7 @@ class _ScopeTracer(fx.Tracer):
         self.tensor_attrs = {}
         self.tensors: dict[int, str] | None = None
         self.proxies: dict[str, fx.Proxy] = {}
-        self.standins = StandIns(scope, paths, self._call, self._show)
+        self.standins = StandIns(scope, paths, self._call, self._show, alone)
 
     def run(self) -> None:
         """Run the forward on stand-ins."""
@@ -193,28 +169,35 @@ class _ScopeTracer(fx.Tracer):
         own["training"] = self.training
         methods = self.linker.methods(root, SELF)
         own.update({name: m for name, m in methods.items() if name not in self.host.__dict__})
+        bound = bound_methods(self.host, type(self.host))
+        own.update({n: methods[m] for n, m in bound.items() if m in methods and n != "forward"})
         args, keywords, starred = self._arguments()
         forward = self.linker.linked(self.forward, entered=True)
         if starred:
             forward = fx._symbolic_trace._patch_function(forward, len(args) + 1)
         result = forward(root, *args, **keywords)
+        kept = dict.fromkeys(p.node for p in (*self.standins.written(), *self.linker.written()))
+        if kept:
+            self.create_node("call_function", kept_values, (tuple(kept),), {})
         self.create_node("output", "output", (self.create_arg(result),), {})
 
     def _arguments(self) -> tuple[list[Any], dict[str, Any], bool]:
-        """Return what the forward is called with, and whether the last is all of `*args`.
+        """Return what the forward is called with, and whether that says what its `*args` are.
 
         Of `**kwargs` nothing is given.
         """
         function = inner_function(self.forward)
         _, *parameters = inspect.signature(function).parameters.values()
+        by_name = any(p.kind is p.KEYWORD_ONLY for p in parameters)
         args: list[Any] = []
         keywords: dict[str, Any] = {}
         starred = False
         for parameter in parameters:
             if parameter.kind is parameter.VAR_KEYWORD:
+                args += [{}] if starred else []
                 continue
             if parameter.kind is parameter.VAR_POSITIONAL:
-                if starred := function is self.forward and not keywords:
+                if starred := function is self.forward and not by_name:
                     args.append(self.create_proxy("placeholder", f"*{parameter.name}", (), {}))
                 continue
             value = self._argument(parameter)
@@ -229,16 +212,18 @@ class _ScopeTracer(fx.Tracer):
         if parameter.default is parameter.empty:
             return proxy
         constant = self.given.get(parameter.name, [parameter.default])
+        if constant and inspect.isroutine(constant[0]):
+            return self.linker.seen(constant[0])
         return constant[0] if constant and isinstance(constant[0], PLAIN) else proxy
 
     def _call(self, path: str, args: Any, kwargs: Any) -> Any:
         return self.create_proxy("call_module", path, args, kwargs)
 
     def _show(self, tensor: torch.Tensor) -> Any:
-        """Return the proxy of a tensor that the scope holds; else the tensor."""
+        """Return the proxy of a tensor that the scope holds; else a copy, to write to."""
         name = self._name_of(tensor)
         if name is None:
-            return tensor
+            return self.linker.seen(tensor)
         if name not in self.proxies:
             self.proxies[name] = self.create_proxy("get_attr", name, (), {})
         return self.proxies[name]
@@ -249,7 +234,7 @@ class _ScopeTracer(fx.Tracer):
         return self.tensors.get(id(tensor))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return ScopeProxy(node, self)
 
     def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, *args, **kwargs)
@@ -266,9 +251,8 @@ class _ScopeTracer(fx.Tracer):
         if kind is tuple or kind is list:
             return kind(self.create_arg(item) for item in a)
         if isinstance(a, torch.Tensor):
-            shown = self._show(a)
-            if isinstance(shown, fx.Proxy):
-                return shown.node
+            if self._name_of(a) is not None:
+                return self._show(a).node
             node = self.create_node("get_attr", "aa_constant", (), {})
             node.meta["aa_shape"] = tuple(a.shape)
             return node
@@ -278,6 +262,10 @@ class _ScopeTracer(fx.Tracer):
             return super().create_arg(a)
         except NotImplementedError:
             return _Opaque(a)
+
+
+def kept_values(values: tuple[Any, ...]) -> None:
+    """Stand in a graph for what reads the values that a forward leaves in attributes."""
 
 
 class _Opaque:

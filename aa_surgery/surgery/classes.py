@@ -22,10 +22,10 @@ from torch import fx, nn
 from torch.fx.graph_module import _forward_from_src
 
 from aa_surgery.layers.pools import BlurPool
-from aa_surgery.surgery.instance import require_run
+from aa_surgery.surgery.instance import require_original, require_run
 from aa_surgery.surgery.layering import antialiased_of, unlayered
 from aa_surgery.surgery.ops import OPS
-from aa_surgery.surgery.source import Rewritten, made_anew
+from aa_surgery.surgery.source import Rewritten, aliases_of, held_by, made_anew
 from aa_surgery.treated import KEY, OWNER, PLAN, require_whole
 
 __all__ = [
@@ -77,6 +77,7 @@ class Antialiased:
 
     _aa_host: type[nn.Module]
     _aa_recipe: Recipe
+    _aa_originals: tuple[tuple[Any, str, Any], ...]
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         # `type(module)(...)`, as LoRA makes the layers beside one
@@ -92,6 +93,9 @@ class Antialiased:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the module, if its treatment is whole."""
         require_whole(self)
+        for holder, name, original in self._aa_originals:
+            if getattr(holder, name, None) is not original:
+                require_original(self, holder, name, original)
         if "forward" in self.__dict__:
             require_run(self, antialiased_of(self))
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
@@ -100,7 +104,7 @@ class Antialiased:
         reduced = super().__reduce_ex__(protocol)
         if reduced[0] is not _newobj():
             return reduced
-        if self._aa_host.__setstate__ is not nn.Module.__setstate__:
+        if self._aa_host.__getstate__ is not nn.Module.__getstate__:
             # the host makes itself anew of a few arguments (einops' layers): ours beside its state
             worn = self.__dict__[KEY]
             children = {name: self._modules[name] for name in worn.children}
@@ -182,7 +186,9 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
     methods: dict[str, Any] = {}
     if recipe.op:
         methods.update({name: _named(method, name) for name, method in OPS[recipe.op].items()})
-    methods.update({method.name: made_anew(host, method) for method in recipe.methods})
+    made_of = {method: made_anew(host, method) for method in recipe.methods}
+    methods.update({name: f for m, f in made_of.items() for name in aliases_of(host, m)})
+    methods.update({method.name: function for method, function in made_of.items()})
     if recipe.wrapped:
         name = _innermost(host)
         inner = methods.get(name, getattr(host, name))
@@ -200,6 +206,10 @@ def antialiased_class(host: type[Any], recipe: Recipe) -> type[nn.Module]:
         "__annotations__": dict(getattr(host, "__annotations__", {})),
         "_aa_host": host,
         "_aa_recipe": recipe,
+        "_aa_originals": tuple(
+            (holder, name, getattr(holder, name))
+            for holder, name in (held_by(host, method) for method in recipe.methods)
+        ),
     }
     if issubclass(host, fx.GraphModule):
         # here, because it makes classes of its own

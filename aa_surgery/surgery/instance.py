@@ -7,12 +7,12 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from aa_surgery.errors import HalfTreatedError
 from aa_surgery.sites.instance import bound_methods, names_in
 
-__all__ = ["around", "is_around", "rebind", "require_run"]
+__all__ = ["around", "is_around", "rebind", "require_original", "require_run"]
 
 _DEPTH = 4  # of wrappers around a forward
 
@@ -58,6 +58,23 @@ def require_run(module: Any, cls: type) -> None:
         f"a {type(module).__name__} was given another forward after the surgery, which goes past "
         "its anti-aliasing: its maps would have another size, or alias. Call "
         "remove_antialias(model), then set the forward, then apply_antialias(model)."
+    )
+
+
+def require_original(module: Any, holder: Any, name: str, original: Any) -> None:
+    """Refuse to run a module of which a function was replaced after the surgery.
+
+    A `GraphModule` that compiles itself again has the same code.
+
+    Raises:
+        HalfTreatedError: It was replaced by one with other code.
+    """
+    code = getattr(getattr(holder, name, None), "__code__", None)
+    if code == getattr(original, "__code__", None) and isinstance(module, fx.GraphModule):
+        return
+    raise HalfTreatedError(
+        f"{name} of {holder.__name__} was replaced after the surgery, which runs it as it was in "
+        f"{type(module).__name__}. Call remove_antialias(model), then apply_antialias(model) again."
     )
 
 

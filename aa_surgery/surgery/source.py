@@ -19,7 +19,7 @@ from aa_surgery.sites.linking import cell_contents, inner_function
 from aa_surgery.sites.routes import Place, Unit, resolved
 from aa_surgery.surgery.statements import before_statement, shared_value
 
-__all__ = ["Action", "Rewritten", "made_anew", "rewritten"]
+__all__ = ["Action", "Rewritten", "aliases_of", "held_by", "made_anew", "rewritten"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class _Edits(ast.NodeTransformer):
         self, node: ast.FunctionDef, actions: Mapping[Place, list[Action]], me: str, function: Any
     ) -> None:
         self.node, self.actions, self.me, self.function = node, actions, me, function
+        self.bound = bool(node.args.args or node.args.posonlyargs) and me != "aa_self"
         self.shared: dict[str, str] = {}  # of a blur, the local that holds its map
 
     def edited(self) -> ast.FunctionDef:
@@ -103,6 +104,8 @@ class _Edits(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> Any:
         """Return what stands for a node."""
         node = self.generic_visit(node)
+        if self.bound and _asks_for_class(node, self.me):
+            return ast.copy_location(self._attribute("_aa_host"), node)
         if not isinstance(node, ast.Call | ast.Subscript) or not hasattr(node, "end_lineno"):
             return node
         place = (node.end_lineno or 0, node.end_col_offset or 0)
@@ -159,6 +162,16 @@ class _Edits(ast.NodeTransformer):
         )
         before_statement(self.node, first, local, _map_of(first, action.method))
         return wrap(ast.Name(local, ast.Load()))
+
+
+def _asks_for_class(node: ast.AST, me: str) -> bool:
+    """Whether a node is `type(self)` or `self.__class__`: for the host's code, the host's class."""
+    held: Any = None
+    if isinstance(node, ast.Attribute) and node.attr == "__class__":
+        held = node.value if isinstance(node.ctx, ast.Load) else None
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type":
+        held = node.args[0] if len(node.args) == 1 and not node.keywords else None
+    return isinstance(held, ast.Name) and held.id == me
 
 
 _ORDER = ("input", "dense", "merge", "call", "lead", "after")
@@ -243,18 +256,32 @@ def made_anew(host: type, method: Rewritten) -> Any:
     return _decorated(outer, function, new)
 
 
-def _original(host: type, method: Rewritten) -> Any:
+def held_by(host: type, method: Rewritten) -> tuple[Any, str]:
+    """Return the class or module that holds a method's original, and its name there."""
     module, path = method.holder
     if not module:
-        return inspect.getattr_static(host, method.attribute)
-    if path:
-        for base in host.__mro__:
-            if (base.__module__, base.__qualname__) == method.holder:
-                return vars(base)[method.attribute]
-    held: Any = importlib.import_module(module)
-    for part in method.attribute.split("."):
-        held = getattr(held, part)
-    return held
+        return host, method.attribute
+    for base in host.__mro__ if path else ():
+        if (base.__module__, base.__qualname__) == method.holder:
+            return base, method.attribute
+    holder: Any = importlib.import_module(module)
+    *outer, name = method.attribute.split(".")
+    for part in outer:
+        holder = getattr(holder, part)
+    return holder, name
+
+
+def aliases_of(host: type, method: Rewritten) -> list[str]:
+    """Return the names of a method of the class, `down = _down`; none of a helper's copy."""
+    if method.name != method.attribute:
+        return []
+    original = inspect.getattr_static(host, method.attribute)
+    return [name for name in dir(host) if inspect.getattr_static(host, name, None) is original]
+
+
+def _original(host: type, method: Rewritten) -> Any:
+    held = inspect.getattr_static(*held_by(host, method))
+    return held.__func__ if isinstance(held, staticmethod) else held
 
 
 def _decorated(outer: Any, old: types.FunctionType, new: types.FunctionType) -> Any:
