@@ -229,7 +229,7 @@ class ResizeCall(Call):
         antialias: bool = False,
     ) -> Tensor:
         """Return the resized map."""
-        smooth = input.ndim == 4 and (mode == "bilinear" or mode == "bicubic")
+        smooth = mode == "bilinear" or mode == "bicubic"
         source = resizable(input) if smooth else input
         resized = F.interpolate(
             source,
