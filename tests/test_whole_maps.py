@@ -24,7 +24,11 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.drop = nn.Conv2d(3, 8, 3, 2, 1), nn.Dropout(0.1)
-        self.fc, self.head, self.norm = nn.Linear(self.width, 3), nn.Conv2d(8, 3, 1), nn.LayerNorm(8)
+        self.fc, self.head, self.norm = (
+            nn.Linear(self.width, 3),
+            nn.Conv2d(8, 3, 1),
+            nn.LayerNorm(8),
+        )
 
 
 def net(name: str) -> Callable[[type[Net]], type[Net]]:
@@ -150,7 +154,9 @@ class Features(Net):
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.avg_pool2d(self.conv(x), 4) if self.pool is None else self.pool(self.conv(x)))
+        return self.head(
+            F.avg_pool2d(self.conv(x), 4) if self.pool is None else self.pool(self.conv(x))
+        )
 
 
 @pytest.mark.parametrize("pool", [None, nn.AvgPool2d(4), nn.MaxPool2d(4), nn.AvgPool2d((4, 1))])

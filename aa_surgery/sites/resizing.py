@@ -23,8 +23,9 @@ def read_resize(scale_factor: Any, mode: str, axes: int = 0) -> dict[str, Any] |
         mode: Interpolation mode.
         axes: Number of spatial axes, where that is known and the mode does not say it.
     """
-    axes = _AXES.get(mode) or axes or 2
-    scales = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * axes
+    several = isinstance(scale_factor, (tuple, list))
+    known = _AXES.get(mode) or axes or (len(scale_factor) if several else 0)
+    scales = scale_factor if several else (scale_factor,) * (known or 2)
     if not all(isinstance(s, (int, float)) for s in scales) or min(scales) >= 1:
         return None
     factors = [1 / s for s in scales]
@@ -35,7 +36,8 @@ def read_resize(scale_factor: Any, mode: str, axes: int = 0) -> dict[str, Any] |
     elif mode not in ("bilinear", "bicubic") and not whole:
         problem = f"resizes by {tuple(scales)}: no whole stride to filter for"
     stride = tuple(max(round(f), 1) for f in factors)
-    return dict(op="interpolate", stride=stride, kernel=(), mode=mode, problem=problem)
+    dims = tuple(range(2, 2 + known))
+    return dict(op="interpolate", stride=stride, kernel=(), mode=mode, dims=dims, problem=problem)
 
 
 def read_resize_to_size(source: Any, size: Any, mode: str) -> dict[str, Any] | None:

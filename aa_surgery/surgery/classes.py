@@ -21,6 +21,7 @@ from torch import fx, nn
 from torch.fx.graph_module import _forward_from_src
 
 from aa_surgery.layers.pools import BlurPool
+from aa_surgery.surgery.deeplift import tell_captum
 from aa_surgery.surgery.instance import require_run
 from aa_surgery.surgery.layering import antialiased_of, unlayered
 from aa_surgery.surgery.ops import OPS
@@ -95,17 +96,23 @@ class Antialiased:
             require_run(self, antialiased_of(self))
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
+    def apply(self: Any, fn: Callable[[nn.Module], None]) -> Any:
+        """Call `fn` on each part, as torch does; captum's DeepLift looks for its rules by this."""
+        tell_captum(type(self), unlayered(type(self))._aa_host)
+        return super().apply(fn)  # type: ignore[misc]
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(protocol)
         if reduced[0] is not _newobj():
             return reduced
-        if self._aa_host.__setstate__ is not nn.Module.__setstate__:
+        cls = unlayered(type(self))  # an attribute of the user's may have either name
+        if cls._aa_host.__setstate__ is not nn.Module.__setstate__:
             # the host makes itself anew of a few arguments (einops' layers): ours beside its state
             children = {n: m for n, m in self._modules.items() if n.startswith("aa_")}
             extras = {n: value for n, value in vars(self).items() if n.startswith("aa_")}
             ours = (children, {**extras, "training": self.training})
-            return (_rebuild_beside, (self._aa_host, self._aa_recipe, reduced[2], *ours))
-        return (_rebuild, (self._aa_host, self._aa_recipe, *reduced[1][1:]), *reduced[2:])
+            return (_rebuild_beside, (cls._aa_host, cls._aa_recipe, reduced[2], *ours))
+        return (_rebuild, (cls._aa_host, cls._aa_recipe, *reduced[1][1:]), *reduced[2:])
 
 
 def _newobj() -> Any:
