@@ -43,11 +43,6 @@ class Observer(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    @classmethod
-    def is_infra_mode(cls) -> bool:
-        """Let what compiles a part of itself as it runs (`flex_attention`) do so."""
-        return True
-
     def __init__(self, scopes: Scopes) -> None:
         super().__init__()
         self._judge = Judge(scopes)

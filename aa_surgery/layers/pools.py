@@ -2,6 +2,7 @@
 # Without the future import of annotations: TorchScript reads those of a class as objects.
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -228,7 +229,7 @@ def _weakened(taps: Taps, strength: float) -> Taps:
 
 def _each_axis(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """Return `value` once an axis."""
-    steps = tuple(value) if isinstance(value, (tuple, list)) else (value,) * ndim
+    steps: tuple[Any, ...] = tuple(value) if isinstance(value, (tuple, list)) else (value,) * ndim
     if len(steps) != ndim or any(not isinstance(n, int) or n < 1 for n in steps):
         raise InputError(
             f"stride={shown(value)}: expected a whole number from 1 on, or {ndim} of them, such as "
