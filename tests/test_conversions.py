@@ -109,9 +109,13 @@ def test_adapters_start_from_the_answers_of_the_treated_model(placement: str) ->
     assert [type(m) for m in unloaded.modules()] == classes
 
 
-def test_adapters_of_the_half_that_runs_dense_merge() -> None:
-    model = apply_antialias(build("small"), placement="post")
-    config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
+@pytest.mark.parametrize("target", ["0", "3", "5"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_adapters_see_the_map_that_their_convolution_sees_and_merge(
+    placement: str, target: str
+) -> None:
+    model = apply_antialias(build("small"), placement=placement)
+    config = peft.LoraConfig(r=2, target_modules=[target], init_lora_weights=False)
     adapted = peft.get_peft_model(model, config).eval()
     tuned = run(adapted)
     assert_close(run(adapted.merge_and_unload()), tuned)

@@ -20,6 +20,7 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.graph_module import _forward_from_src
 
+from aa_surgery.filters import Filter
 from aa_surgery.layers.pools import BlurPool
 from aa_surgery.surgery.deeplift import tell_captum
 from aa_surgery.surgery.instance import require_run
@@ -40,6 +41,23 @@ REBUILDING_METHODS = ("reparameterize", "switch_to_deploy", "fuse")
 
 
 @dataclass(frozen=True)
+class Front:
+    """What makes the blur before a convolution again: the arguments of its `BlurPool`."""
+
+    filter: Filter
+    stride: tuple[int, ...]
+    rate: tuple[int, ...]
+    padding_mode: str
+
+    @classmethod
+    def of(cls, layer: nn.Module | None) -> Front | None:
+        """Return that of a layer, if it is such a blur and nothing else."""
+        if type(layer) is not BlurPool or layer.channels_last:
+            return None
+        return cls(layer.filter, layer.stride, layer.rate, layer.padding_mode)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What makes an antialiased class out of a host class.
 
@@ -50,6 +68,7 @@ class Recipe:
         guarded: Methods that rebuild the module from its weights, and must take its blurs along.
         half: Whether the op runs dense, and the layer that subsamples is another module's.
         renamed: Names of ours that the host has taken, with those used in their stead.
+        front: The blur before a convolution, which a new instance is given too.
     """
 
     op: str = ""
@@ -58,6 +77,7 @@ class Recipe:
     guarded: tuple[str, ...] = ()
     half: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
+    front: Front | None = None
 
     @property
     def changes(self) -> bool:
@@ -85,6 +105,8 @@ class Antialiased:
         self.__init__(*args, **kwargs)
         if cls._aa_recipe.half:
             _run_dense(self, cls._aa_recipe)
+        elif cls._aa_recipe.front is not None:
+            _blur_before(self, cls._aa_recipe, cls._aa_recipe.front)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep what the host does when it is subclassed (a registry, say) from being done."""
@@ -174,6 +196,28 @@ def _run_dense(module: Any, recipe: Recipe) -> None:
     host: Any = type(module)
     cls = antialiased_class(host, Recipe(recipe.op, half=True))
     dress(module, Dress(cls, extras={"aa_op": dense_numbers(module)}))
+
+
+def _blur_before(module: Any, recipe: Recipe, front: Front) -> None:
+    """Give a new convolution of the same stride the blur that stands before the treated one.
+
+    What it gives is added to what that one gives, and may be merged into its weights.
+    """
+    # here, because these make classes of their own
+    from aa_surgery.surgery.dress import Dress, dress
+    from aa_surgery.surgery.rebuild import dense_numbers
+
+    if tuple(module.stride) != front.rate:
+        return
+    host: Any = type(module)
+    cls = antialiased_class(host, Recipe(recipe.op, wrapped=("before",), front=front))
+    like = dict(device=module.weight.device, dtype=module.weight.dtype)
+    blur = BlurPool(front.filter, front.stride, front.rate, front.padding_mode, **like)
+    extras: dict[str, Any] = {}
+    if recipe.op:
+        steps = tuple(s // b for s, b in zip(module.stride, front.stride, strict=True))
+        extras = {"aa_op": dense_numbers(module) | {"stride": steps}}
+    dress(module, Dress(cls, {"aa_before": blur}, extras))
 
 
 @cache
