@@ -42,19 +42,29 @@ REBUILDING_METHODS = ("reparameterize", "switch_to_deploy", "fuse")
 
 @dataclass(frozen=True)
 class Front:
-    """What makes the blur before a convolution again: the arguments of its `BlurPool`."""
+    """What makes the blur beside a convolution again, and tells for which convolutions."""
 
+    where: str  # "before" or "after"
     filter: Filter
     stride: tuple[int, ...]
     rate: tuple[int, ...]
     padding_mode: str
+    channels: int
+    step: tuple[int, ...]
 
     @classmethod
-    def of(cls, layer: nn.Module | None) -> Front | None:
-        """Return that of a layer, if it is such a blur and nothing else."""
-        if type(layer) is not BlurPool or layer.channels_last:
+    def of(cls, conv: nn.Module, wrapped: tuple[str, ...], layers: Any) -> Front | None:
+        """Return that of a convolution, if one such blur stands there and nothing else."""
+        layer = layers.get(f"aa_{wrapped[0]}") if len(wrapped) == 1 else None
+        plain = isinstance(conv, nn.modules.conv._ConvNd) and type(layer) is BlurPool
+        if not plain or layer.channels_last:
             return None
-        return cls(layer.filter, layer.stride, layer.rate, layer.padding_mode)
+        facts: Any = (layer.filter, layer.stride, layer.rate, layer.padding_mode)
+        return cls(wrapped[0], *facts, conv.in_channels, tuple(conv.stride))
+
+    def fits(self, conv: Any) -> bool:
+        """Whether a convolution reads what that one reads, at its stride."""
+        return (conv.in_channels, tuple(conv.stride)) == (self.channels, self.step)
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class Recipe:
         guarded: Methods that rebuild the module from its weights, and must take its blurs along.
         half: Whether the op runs dense, and the layer that subsamples is another module's.
         renamed: Names of ours that the host has taken, with those used in their stead.
-        front: The blur before a convolution, which a new instance is given too.
+        front: The blur beside a convolution, which a new instance is given too.
     """
 
     op: str = ""
@@ -106,7 +116,7 @@ class Antialiased:
         if cls._aa_recipe.half:
             _run_dense(self, cls._aa_recipe)
         elif cls._aa_recipe.front is not None:
-            _blur_before(self, cls._aa_recipe, cls._aa_recipe.front)
+            _blur_beside(self, cls._aa_recipe, cls._aa_recipe.front)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep what the host does when it is subclassed (a registry, say) from being done."""
@@ -198,8 +208,8 @@ def _run_dense(module: Any, recipe: Recipe) -> None:
     dress(module, Dress(cls, extras={"aa_op": dense_numbers(module)}))
 
 
-def _blur_before(module: Any, recipe: Recipe, front: Front) -> None:
-    """Give a new convolution of the same stride the blur that stands before the treated one.
+def _blur_beside(module: Any, recipe: Recipe, front: Front) -> None:
+    """Give a new convolution that reads the same map the blur that the treated one has.
 
     What it gives is added to what that one gives, and may be merged into its weights.
     """
@@ -207,17 +217,17 @@ def _blur_before(module: Any, recipe: Recipe, front: Front) -> None:
     from aa_surgery.surgery.dress import Dress, dress
     from aa_surgery.surgery.rebuild import dense_numbers
 
-    if tuple(module.stride) != front.rate:
+    if not front.fits(module):
         return
     host: Any = type(module)
-    cls = antialiased_class(host, Recipe(recipe.op, wrapped=("before",), front=front))
+    cls = antialiased_class(host, Recipe(recipe.op, wrapped=(front.where,), front=front))
     like = dict(device=module.weight.device, dtype=module.weight.dtype)
     blur = BlurPool(front.filter, front.stride, front.rate, front.padding_mode, **like)
     extras: dict[str, Any] = {}
     if recipe.op:
         steps = tuple(s // b for s, b in zip(module.stride, front.stride, strict=True))
         extras = {"aa_op": dense_numbers(module) | {"stride": steps}}
-    dress(module, Dress(cls, {"aa_before": blur}, extras))
+    dress(module, Dress(cls, {f"aa_{front.where}": blur}, extras))
 
 
 @cache

@@ -54,8 +54,7 @@ def _dress_for(
     if wrapped and replaces_forward(module):
         names = {name: dict(renamed).get(name, name) for name in children}
         wrapped, attributes["forward"] = (), around(module, names)
-    plain = isinstance(module, nn.modules.conv._ConvNd) and wrapped == ("before",) and not renamed
-    front = Front.of(children.get("aa_before")) if plain else None
+    front = None if renamed else Front.of(module, wrapped, children)
     recipe = Recipe(change.op, rewrite.methods, wrapped, guarded, change.half, renamed, front)
     return Dress(
         antialiased_class(unlayered(type(module)), recipe),
