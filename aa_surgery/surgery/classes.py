@@ -55,12 +55,20 @@ class Front:
     @classmethod
     def of(cls, conv: nn.Module, wrapped: tuple[str, ...], layers: Any) -> Front | None:
         """Return that of a convolution, if one such blur stands there and nothing else."""
-        layer = layers.get(f"aa_{wrapped[0]}") if len(wrapped) == 1 else None
-        plain = isinstance(conv, nn.modules.conv._ConvNd) and type(layer) is BlurPool
-        if not plain or layer.channels_last:
+        layer: Any = layers.get(f"aa_{wrapped[0]}") if len(wrapped) == 1 else None
+        if not isinstance(conv, nn.modules.conv._ConvNd) or type(layer) is not BlurPool:
             return None
-        facts: Any = (layer.filter, layer.stride, layer.rate, layer.padding_mode)
-        return cls(wrapped[0], *facts, conv.in_channels, tuple(conv.stride))
+        if layer.channels_last:
+            return None
+        return cls(
+            wrapped[0],
+            layer.filter,
+            layer.stride,
+            layer.rate,
+            layer.padding_mode,
+            conv.in_channels,
+            conv.stride,
+        )
 
     def fits(self, conv: Any) -> bool:
         """Whether a convolution reads what that one reads, at its stride."""
