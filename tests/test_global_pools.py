@@ -66,7 +66,8 @@ def test_a_pool_that_leaves_one_number_a_channel_is_no_site(pool: str, rows: str
 @pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.MaxPool2d(2), lambda x: F.avg_pool2d(x, 2)])
 def test_a_pool_that_leaves_a_map_is_one(pool: nn.Module | Head) -> None:
     net = Cifar(pool, nn.Flatten(), width=8 * 4).eval()
-    ops = [edit.site.op for edit in plan_antialias(net).edits]
+    plan = plan_antialias(net)
+    ops = [decision.site.op for decision in plan.decisions]
     assert len(ops) == 3
     assert any("pool" in op for op in ops)
 

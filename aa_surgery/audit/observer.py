@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -40,6 +41,8 @@ class Observer(TorchDispatchMode):
 
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, scopes: Scopes) -> None:
         super().__init__()
         self._judge = Judge(scopes)
@@ -69,23 +72,28 @@ class Observer(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):  # flex_attention, scan, ...: one op, any rule
+            out = func(*args, **kwargs)
+            self._observe(func.name(), False, {str(n): a for n, a in enumerate(args)}, out)
+            return out
         if func._can_decompose() and torch.is_inference_mode_enabled():
             with self:  # composite ops come whole where there is no autograd to take them apart
                 return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
         name = func._schema.name.split("::")[-1]
         if name not in FACTORIES:
-            self._observe(name, func._schema, _bind(func._schema, args, kwargs), out)
+            bound = _bind(func._schema, args, kwargs)
+            self._observe(name, func._schema.is_mutable, bound, out)
         return out
 
-    def _observe(self, name: str, schema: Any, args: Args, out: Any) -> None:
+    def _observe(self, name: str, mutable: bool, args: Args, out: Any) -> None:
         operands = [t for t in tree_leaves(list(args.values())) if isinstance(t, Tensor)]
         known = [(t, info) for t in operands if (info := self._store.get(t)) is not None]
         results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if not known or not results:
             return
         infos = self._infos(name, args, operands, known, results)
-        keep = self._store.overwrite if schema.is_mutable else self._store.put
+        keep = self._store.overwrite if mutable else self._store.put
         for t, info in zip(results, infos, strict=True):
             keep(t, info)
 

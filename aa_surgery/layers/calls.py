@@ -19,9 +19,9 @@ from torch.fx.graph_module import _forward_from_src
 from aa_surgery.errors import UnsupportedSiteError
 from aa_surgery.filters import kernel_nd
 from aa_surgery.layers import functional as AF
+from aa_surgery.layers import resize
 from aa_surgery.layers.maps import AverageBlurPool, dense_space_to_depth
 from aa_surgery.layers.pools import BlurPool
-from aa_surgery.layers.resize import resizable
 from aa_surgery.layers.windows import Ints
 
 __all__ = ["AVG_CALLS", "CONV_CALLS", "MAX_CALLS", "Call", "MergeCall", "ResizeCall"]
@@ -231,8 +231,8 @@ class ResizeCall(Call):
         antialias: bool = False,
     ) -> Tensor:
         """Return the resized map."""
-        smooth = input.ndim == 4 and (mode == "bilinear" or mode == "bicubic")
-        source = resizable(input) if smooth else input
+        smooth = mode == "bilinear" or mode == "bicubic"
+        source = resize.resizable(input) if smooth else input
         resized = F.interpolate(
             source,
             size,

@@ -2,11 +2,12 @@
 # Without the future import of annotations: TorchScript reads those of a class as objects.
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aa_surgery.errors import InputError
+from aa_surgery.errors import InputError, shown
 from aa_surgery.filters import Filter, Taps, kernel_nd, resolve_filter
 from aa_surgery.layers import functional as AF
 from aa_surgery.layers.downsample import Downsample
@@ -228,8 +229,10 @@ def _weakened(taps: Taps, strength: float) -> Taps:
 
 def _each_axis(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """Return `value` once an axis."""
-    if isinstance(value, int):
-        return (value,) * ndim
-    if len(value) != ndim:
-        raise InputError(f"expected one number or {ndim}, got {tuple(value)}.")
-    return tuple(value)
+    steps: tuple[Any, ...] = tuple(value) if isinstance(value, (tuple, list)) else (value,) * ndim
+    if len(steps) != ndim or any(not isinstance(n, int) or n < 1 for n in steps):
+        raise InputError(
+            f"stride={shown(value)}: expected a whole number from 1 on, or {ndim} of them, such as "
+            "stride=2."
+        )
+    return steps

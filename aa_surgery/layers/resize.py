@@ -23,7 +23,7 @@ class BlurBeforeResize(BlurPool):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the filtered map, `(N, C, *spatial)`."""
-        return low_passed(x, self.kernel, self.taps, self.padding_mode)
+        return low_passed(x, self._kernel_for(x), self.taps, self.padding_mode)
 
 
 def low_passed(x: Tensor, kernel: Tensor, taps: AF.Filters, padding_mode: str) -> Tensor:

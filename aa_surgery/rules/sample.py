@@ -33,7 +33,10 @@ def antialias_resize(site: Site, options: Options) -> Edit | Left | None:
     """Let torch low-pass a bilinear or bicubic reduction; blur before a nearest one."""
     if site.op != "interpolate":
         return None
-    if site.mode not in ("bilinear", "bicubic"):
+    smooth = site.mode in ("bilinear", "bicubic")
+    if not smooth and not site.dims and options.method.name != "blur":
+        return Left(site, f"method {options.method.name!r}: it must know how many axes a map has")
+    if not smooth:
         return options.blur_before(site)
     if options.method.shares_phase:
         return Left(site, f"method {options.method.name!r}: an interpolation has no phases")

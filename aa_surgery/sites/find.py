@@ -15,7 +15,7 @@ from aa_surgery.sites.instance import REPLACED_FORWARD, replaces_forward
 from aa_surgery.sites.kinds import has_two_forms, is_getitem, is_size_read
 from aa_surgery.sites.leaves import called_function
 from aa_surgery.sites.modules import plain_forward, read_conv_like, read_module
-from aa_surgery.sites.partitions import is_put_back
+from aa_surgery.sites.partitions import is_put_back, is_shuffled_back
 from aa_surgery.sites.reach import reached
 from aa_surgery.sites.site import Anchor, Site, Unread
 from aa_surgery.sites.unread import read_patch_embedding, unread_forwards
@@ -86,6 +86,8 @@ def _samples(module: nn.Module, fields: dict[str, Any], flow: Flow) -> bool:
         return True
     if fields["op"] == "unfold":
         return not is_put_back(calls[0], flow)
+    if isinstance(module, nn.PixelUnshuffle):
+        return not is_shuffled_back(calls[0], flow)
     if fields["op"] in ("max_pool", "avg_pool"):
         return not is_global_pool(flow, calls[0])
     return True

@@ -146,6 +146,10 @@ class Flow:
             found += reached
         return found
 
+    def known_uses(self, spot: Spot) -> list[Spot]:
+        """Return those who read the value of a node, as far as they are known."""
+        return [use for user in spot.node.users for use in self._reached(spot, user) or ()]
+
     def _reached(self, spot: Spot, user: fx.Node) -> list[Spot] | None:
         if is_size_read(user):
             return []

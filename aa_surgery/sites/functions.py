@@ -26,7 +26,7 @@ from aa_surgery.sites.kinds import (
 from aa_surgery.sites.merging import read_merge
 from aa_surgery.sites.modules import RETURNS_INDICES, adaptive_fields
 from aa_surgery.sites.origin import Origin, origin
-from aa_surgery.sites.partitions import is_put_back, read_window
+from aa_surgery.sites.partitions import is_put_back, is_shuffled_back, read_window
 from aa_surgery.sites.patterns import read_einops_call
 from aa_surgery.sites.reductions import read_phase_pool, read_pooled_view
 from aa_surgery.sites.resizing import read_resize, read_resize_to_size
@@ -178,7 +178,9 @@ def _read_unshuffle(
     args: dict[str, Any], ndim: int, spot: Spot, flow: Flow
 ) -> dict[str, Any] | None:
     factor = each_axis(args["downscale_factor"], ndim)
-    return None if factor is None else dict(op="space_to_depth", stride=factor, kernel=factor)
+    if factor is None or is_shuffled_back(spot, flow):
+        return None
+    return dict(op="space_to_depth", stride=factor, kernel=factor)
 
 
 def _read_resize(args: dict[str, Any], ndim: int, spot: Spot, flow: Flow) -> dict[str, Any] | None:

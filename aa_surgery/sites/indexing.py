@@ -6,6 +6,7 @@ A step along one axis samples a map where that axis is surely spatial. Of the fe
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ _WHERE = (
 )
 
 
+_STEP = "takes every so many rows of a map, and how many is known when it runs"
+
+
 def read_index(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     """Return the fields of the `Site` that an index into a map is, or None.
 
@@ -42,6 +46,10 @@ def read_index(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     if is_getitem(node):
         return _read_getitem(node, ask)
     name = _name(node)
+    if name in ("cat", "stack", "concat"):
+        return _read_joined_rows(node, ask)
+    if name == "as_strided" and node.args and isinstance(node.args[0], fx.Node):
+        return dict(op="slice", problem=_WHERE) if ask(node.args[0]).kind == "map" else None
     if name == "slice":  # ATen's
         names = ("input", "dim", "start", "end", "step")
         args: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
@@ -72,6 +80,8 @@ def _is_torch(node: fx.Node) -> bool:
 
 def _read_getitem(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     source: Any = node.args[0]
+    if _steps_at_run_time(node.args[1]) and ask(source).kind == "map":
+        return dict(op="slice", problem=_STEP)
     steps = sliced_steps(node.args[1])
     dims = tuple(sorted(steps))
     if len(dims) > 1:
@@ -86,6 +96,49 @@ def _read_getitem(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     if dims:
         return _one_axis(source, dims[0], steps[dims[0]], ask)
     return _read_picked_rows(node, ask)
+
+
+def _steps_at_run_time(index: Any) -> bool:
+    """Tell whether a slice behind the first two axes has a step that is computed."""
+    items = [i for i in (index if isinstance(index, tuple) else (index,)) if i is not None]
+    first = 0 if Ellipsis in items else 2
+    return any(isinstance(i, slice) and isinstance(i.step, fx.Node) for i in items[first:])
+
+
+def _read_joined_rows(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
+    """Read `torch.stack([x[:, :, i] for i in range(0, n, 2)], 2)`: every second row of a map."""
+    parts: Any = node.args[0] if node.args else node.kwargs.get("tensors")
+    if not isinstance(parts, (tuple, list)) or len(parts) < 2:
+        return None
+    rows = [_row(part) for part in parts]
+    known = [row for row in rows if row is not None]
+    if len(known) < len(rows) or len({row[:2] for row in known}) > 1:
+        return None
+    source, dim, _ = known[0]
+    places = [place for _, _, place in known]
+    steps = {b - a for a, b in pairwise(places)}
+    if len(steps) > 1 or min(steps) < 2 or dim in (0, 1) or ask(source).kind != "map":
+        return None
+    return dict(op="slice", problem=_WHERE)
+
+
+def _row(node: Any) -> tuple[fx.Node, int, int] | None:
+    """Return the map, the axis and the place of one row that a node takes of it."""
+    if not isinstance(node, fx.Node) or not node.args or not isinstance(node.args[0], fx.Node):
+        return None
+    source, name = node.args[0], _name(node)
+    if name in ("select", "narrow"):
+        names = ("input", "dim", "index" if name == "select" else "start", "length")
+        args = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        dim, place = (whole_number(args.get(n)) for n in names[1:3])
+        one = name == "select" or whole_number(args.get("length")) == 1
+        return (source, dim, place) if one and dim is not None and place is not None else None
+    items = node.args[1] if is_getitem(node) and isinstance(node.args[1], tuple) else ()
+    picks = [(n, p) for n, item in enumerate(items) if (p := whole_number(item)) is not None]
+    rest = [item for item in items if whole_number(item) is None]
+    if len(picks) != 1 or any(item != slice(None) for item in rest):
+        return None
+    return (source, *picks[0])
 
 
 def _one_axis(source: fx.Node, dim: int, step: int, ask: Ask) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from aa_surgery.sites.kinds import ADAPTIVE, AVG_POOLS, CONVS, INTERPOLATE, MAX_
 from aa_surgery.sites.modules import type_dimension
 from aa_surgery.sites.roles import role_of_function, role_of_module
 
-__all__ = ["Ask", "Origin", "origin"]
+__all__ = ["ARITHMETIC", "SAME_METHODS", "Ask", "Origin", "origin"]
 
 _MAX_STEPS = 24
 _POOLS = (
@@ -25,12 +25,12 @@ _POOLS = (
     nn.modules.pooling._AdaptiveAvgPoolNd,
     nn.modules.pooling._AdaptiveMaxPoolNd,
 )
-_ARITHMETIC = {
+ARITHMETIC = {
     *(getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "neg", "iadd", "imul")),
     *(torch.add, torch.sub, torch.mul, torch.div, torch.where),
 }
 _SAME_AXES = {F.dropout, F.dropout2d, F.pad, F.batch_norm, F.group_norm, F.instance_norm}
-_SAME_METHODS = {"contiguous", "clone", "detach", "add", "mul", "sub", "div", "add_", "mul_", "to"}
+SAME_METHODS = {"contiguous", "clone", "detach", "add", "mul", "sub", "div", "add_", "mul_", "to"}
 _MOVING = {
     *("view", "reshape", "permute", "transpose", "flatten", "movedim", "unflatten", "unsqueeze"),
     *("expand", "repeat", "stack", "cumsum", "topk", "getitem", "rearrange", "cat", "index_select"),
@@ -143,7 +143,7 @@ def _through_call(flow: Flow, spot: Spot, steps: int) -> tuple[Spot | Origin, in
     if node.op == "call_method":
         if target in _MOVING or target in _MADE:
             return _MOVED, 0
-        known = target in _SAME_METHODS or role_of_function(node) != ""
+        known = target in SAME_METHODS or role_of_function(node) != ""
         return (_input(flow, spot, _first(spot)) if known else _UNKNOWN), 0
     if target in CONVS:
         names, axes = CONVS[target]
@@ -151,7 +151,7 @@ def _through_call(flow: Flow, spot: Spot, steps: int) -> tuple[Spot | Origin, in
     for table in (MAX_POOLS, AVG_POOLS, ADAPTIVE):
         if target in table:
             return _input(flow, spot, _first(spot)), table[target][1]
-    if target is torch.cat or target in _ARITHMETIC:
+    if target is torch.cat or target in ARITHMETIC:
         return _joined(flow, spot, steps), 0
     if target is operator.getitem and _keeps_axes(node.args[1]):
         return _input(flow, spot, _first(spot)), 0

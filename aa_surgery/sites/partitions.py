@@ -18,13 +18,15 @@ from aa_surgery.sites.merging import (
     shape_arguments,
     spatial_fields,
 )
-from aa_surgery.sites.origin import Ask
+from aa_surgery.sites.origin import ARITHMETIC, Ask
 from aa_surgery.sites.reductions import VIEWED, reduced_axes
+from aa_surgery.sites.roles import role_of_function, role_of_module
 
-__all__ = ["is_put_back", "read_window"]
+__all__ = ["is_put_back", "is_shuffled_back", "read_window"]
 
 _MAX_NODES = 400
 _MAX_SCOPES = 3
+_MAX_STEPS = 12
 
 
 def is_put_back(spot: Spot, flow: Flow) -> bool:
@@ -41,6 +43,24 @@ def is_put_back(spot: Spot, flow: Flow) -> bool:
         if len(calls) != 1:
             return False
         spot = calls[0]
+    return False
+
+
+def is_shuffled_back(spot: Spot, flow: Flow) -> bool:
+    """Tell whether a pixel unshuffle is undone by a pixel shuffle, and no filter runs between."""
+    waiting, visits = [spot], 0
+    while waiting and visits < _MAX_STEPS:
+        for use in flow.known_uses(waiting.pop()):
+            visits += 1
+            module: Any = flow.module_of(use) if use.node.op == "call_module" else None
+            if use.node.target in (F.pixel_shuffle,) or isinstance(module, nn.PixelShuffle):
+                return True
+            pointwise = isinstance(module, nn.modules.conv._ConvNd) and (
+                set(module.kernel_size) == {1} == set(module.stride)
+            )
+            role = role_of_function(use.node) if module is None else role_of_module(module)
+            if pointwise or role or use.node.target in ARITHMETIC:
+                waiting.append(use)
     return False
 
 
@@ -131,5 +151,5 @@ def _windows_are_sampled(node: fx.Node, sizes: list[int]) -> bool | None:
     if not is_view(behind):
         return None
     shape = shape_arguments(behind)
-    held = whole_number(shape[1 if inner[0] == 1 else -1])
-    return held not in {*sizes, math.prod(sizes)} and len(shape) <= len(axes) - len(inner) + 1
+    apart = {whole_number(size) for size in shape} & {*sizes, math.prod(sizes)}
+    return not apart and len(shape) <= len(axes) - len(inner) + 1

@@ -79,6 +79,8 @@ def _fields(pattern: str, lengths: Mapping[str, Any], reduction: str) -> dict[st
     ellipsis = any("..." in names for names in inputs[first : last + 1])
     unknown = ellipsis or None in factors.values()
     problem = f"{pattern!r} splits axes by lengths that are known when it runs" if unknown else ""
+    if not channels and list(factors) == [1] and len(inputs) > 3:
+        problem = f"{pattern!r} reduces axis 1, which is most often that of the channels"
     if channels_last and first == last:
         problem = "joins tokens of a sequence, whose neighbours in the map are not at hand"
     return dict(

@@ -99,7 +99,7 @@ def _parts(node: fx.Node) -> list[fx.Node]:
     if not is_getitem(node):
         return [node]
     source = node.all_input_nodes[0]
-    return [u for u in source.users if is_getitem(u) and sliced_steps(u.args[1])]
+    return [u for u in source.users if is_getitem(u) and sliced_steps(u.args[1])] or [node]
 
 
 def _can_merge(node: fx.Node, scope: _Scope) -> bool:

@@ -23,8 +23,9 @@ def read_resize(scale_factor: Any, mode: str, axes: int = 0) -> dict[str, Any] |
         mode: Interpolation mode.
         axes: Number of spatial axes, where that is known and the mode does not say it.
     """
-    axes = _AXES.get(mode) or axes or 2
-    scales = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * axes
+    several = isinstance(scale_factor, (tuple, list))
+    known = _AXES.get(mode) or axes or (len(scale_factor) if several else 0)
+    scales = scale_factor if several else (scale_factor,) * (known or 2)
     if not all(isinstance(s, (int, float)) for s in scales) or min(scales) >= 1:
         return None
     factors = [1 / s for s in scales]
@@ -35,7 +36,8 @@ def read_resize(scale_factor: Any, mode: str, axes: int = 0) -> dict[str, Any] |
     elif mode not in ("bilinear", "bicubic") and not whole:
         problem = f"resizes by {tuple(scales)}: no whole stride to filter for"
     stride = tuple(max(round(f), 1) for f in factors)
-    return dict(op="interpolate", stride=stride, kernel=(), mode=mode, problem=problem)
+    dims = tuple(range(2, 2 + known))
+    return dict(op="interpolate", stride=stride, kernel=(), mode=mode, dims=dims, problem=problem)
 
 
 def read_resize_to_size(source: Any, size: Any, mode: str) -> dict[str, Any] | None:
@@ -53,14 +55,16 @@ def read_resize_to_size(source: Any, size: Any, mode: str) -> dict[str, Any] | N
     if lengths is None:
         shrinks = source is not None and _is_made_of(items, source)
         return _unknown("a size that is computed as it runs", mode) if shrinks else None
-    if any(length.value is not source for length in lengths):
-        return None  # as large as another map: an enlargement, almost always
+    others = [length.value for length in lengths if length.value is not source]
+    if others:  # as large as another map: an enlargement, unless that one is made of this one
+        shrinks = source is not None and _is_made_of(others, source, through_modules=True)
+        return _unknown("the size of another map", mode) if shrinks else None
     if all(length.divisor == 1 for length in lengths):
         return None
     return read_resize(tuple(1 / length.divisor for length in lengths), mode)
 
 
-def _is_made_of(sizes: Any, source: fx.Node) -> bool:
+def _is_made_of(sizes: Any, source: fx.Node, through_modules: bool = False) -> bool:
     """Tell whether a size is computed from the map's own, other than by a whole factor."""
     found: list[fx.Node] = []
     fx.node.map_arg(tuple(sizes), found.append)
@@ -71,7 +75,8 @@ def _is_made_of(sizes: Any, source: fx.Node) -> bool:
         node = found.pop()
         if node is source:
             return True
-        new = set(node.all_input_nodes) - seen if node.op != "call_module" else set()
+        stops = node.op == "call_module" and not through_modules
+        new = set() if stops else set(node.all_input_nodes) - seen
         seen |= new
         found += new
     return False

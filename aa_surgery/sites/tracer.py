@@ -248,6 +248,8 @@ class _ScopeTracer(fx.Tracer):
         kind = type(a)
         if kind in _PLAIN_TYPES:
             return a
+        if isinstance(a, np.integer):
+            return int(a)
         if kind is tuple or kind is list:
             return kind(self.create_arg(item) for item in a)
         if isinstance(a, torch.Tensor):

@@ -102,7 +102,7 @@ def new_keys(model: nn.Module, plan: Plan) -> tuple[str, ...]:
 
 def _blurs_itself(edit: Edit, circular: bool) -> bool:
     """Whether the op's changed forward calls its blur, so that the two can share the work."""
-    plain = edit.method.name == "blur" and not circular
+    plain = edit.method.name == "blur" and not circular and edit.placement == "post"
     return edit.site.op == "max_pool" and not edit.site.node and plain
 
 

@@ -21,7 +21,9 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.graph_module import _forward_from_src
 
+from aa_surgery.filters import Filter
 from aa_surgery.layers.pools import BlurPool
+from aa_surgery.surgery.deeplift import tell_captum
 from aa_surgery.surgery.instance import require_original, require_run
 from aa_surgery.surgery.layering import antialiased_of, unlayered
 from aa_surgery.surgery.ops import OPS
@@ -40,6 +42,41 @@ REBUILDING_METHODS = ("reparameterize", "switch_to_deploy", "fuse")
 
 
 @dataclass(frozen=True)
+class Front:
+    """What makes the blur beside a convolution again, and tells for which convolutions."""
+
+    where: str  # "before" or "after"
+    filter: Filter
+    stride: tuple[int, ...]
+    rate: tuple[int, ...]
+    padding_mode: str
+    channels: int
+    step: tuple[int, ...]
+
+    @classmethod
+    def of(cls, conv: nn.Module, wrapped: tuple[str, ...], layers: Any) -> Front | None:
+        """Return that of a convolution, if one such blur stands there and nothing else."""
+        layer: Any = layers.get(f"aa_{wrapped[0]}") if len(wrapped) == 1 else None
+        if not isinstance(conv, nn.modules.conv._ConvNd) or type(layer) is not BlurPool:
+            return None
+        if layer.channels_last:
+            return None
+        return cls(
+            wrapped[0],
+            layer.filter,
+            layer.stride,
+            layer.rate,
+            layer.padding_mode,
+            conv.in_channels,
+            conv.stride,
+        )
+
+    def fits(self, conv: Any) -> bool:
+        """Whether a convolution reads what that one reads, at its stride."""
+        return (conv.in_channels, tuple(conv.stride)) == (self.channels, self.step)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What makes an antialiased class out of a host class.
 
@@ -50,6 +87,7 @@ class Recipe:
         guarded: Methods that rebuild the module from its weights, and must take its blurs along.
         half: Whether the op runs dense, and the layer that subsamples is another module's.
         renamed: Names of ours that the host has taken, with those used in their stead.
+        front: The blur beside a convolution, which a new instance is given too.
     """
 
     op: str = ""
@@ -58,6 +96,7 @@ class Recipe:
     guarded: tuple[str, ...] = ()
     half: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
+    front: Front | None = None
 
     @property
     def changes(self) -> bool:
@@ -86,6 +125,8 @@ class Antialiased:
         self.__init__(*args, **kwargs)
         if cls._aa_recipe.half:
             _run_dense(self, cls._aa_recipe)
+        elif cls._aa_recipe.front is not None:
+            _blur_beside(self, cls._aa_recipe, cls._aa_recipe.front)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep what the host does when it is subclassed (a registry, say) from being done."""
@@ -100,18 +141,24 @@ class Antialiased:
             require_run(self, antialiased_of(self))
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
+    def apply(self: Any, fn: Callable[[nn.Module], None]) -> Any:
+        """Call `fn` on each part, as torch does; captum's DeepLift looks for its rules by this."""
+        tell_captum(type(self), unlayered(type(self))._aa_host)
+        return super().apply(fn)  # type: ignore[misc]
+
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(protocol)
         if reduced[0] is not _newobj():
             return reduced
-        if self._aa_host.__getstate__ is not nn.Module.__getstate__:
+        cls = unlayered(type(self))  # an attribute of the user's may have either name
+        if cls._aa_host.__getstate__ is not nn.Module.__getstate__:
             # the host makes itself anew of a few arguments (einops' layers): ours beside its state
             worn = self.__dict__[KEY]
             children = {name: self._modules[name] for name in worn.children}
             kept = (KEY, PLAN, OWNER, "training", *worn.extras, *worn.hidden)
             ours = (children, {n: vars(self)[n] for n in kept if n in vars(self)})
-            return (_rebuild_beside, (self._aa_host, self._aa_recipe, reduced[2], *ours))
-        return (_rebuild, (self._aa_host, self._aa_recipe, *reduced[1][1:]), *reduced[2:])
+            return (_rebuild_beside, (cls._aa_host, cls._aa_recipe, reduced[2], *ours))
+        return (_rebuild, (cls._aa_host, cls._aa_recipe, *reduced[1][1:]), *reduced[2:])
 
 
 def _newobj() -> Any:
@@ -178,6 +225,28 @@ def _run_dense(module: Any, recipe: Recipe) -> None:
     host: Any = type(module)
     cls = antialiased_class(host, Recipe(recipe.op, half=True))
     dress(module, Dress(cls, extras={"aa_op": dense_numbers(module)}))
+
+
+def _blur_beside(module: Any, recipe: Recipe, front: Front) -> None:
+    """Give a new convolution that reads the same map the blur that the treated one has.
+
+    What it gives is added to what that one gives, and may be merged into its weights.
+    """
+    # here, because these make classes of their own
+    from aa_surgery.surgery.dress import Dress, dress
+    from aa_surgery.surgery.rebuild import dense_numbers
+
+    if not front.fits(module):
+        return
+    host: Any = type(module)
+    cls = antialiased_class(host, Recipe(recipe.op, wrapped=(front.where,), front=front))
+    like = dict(device=module.weight.device, dtype=module.weight.dtype)
+    blur = BlurPool(front.filter, front.stride, front.rate, front.padding_mode, **like)
+    extras: dict[str, Any] = {}
+    if recipe.op:
+        steps = tuple(s // b for s, b in zip(module.stride, front.stride, strict=True))
+        extras = {"aa_op": dense_numbers(module) | {"stride": steps}}
+    dress(module, Dress(cls, {f"aa_{front.where}": blur}, extras))
 
 
 @cache

@@ -10,7 +10,7 @@ from torch import fx, nn
 from aa_surgery.errors import UnsupportedModelError
 from aa_surgery.sites.instance import replaces_forward
 from aa_surgery.surgery.change import Change
-from aa_surgery.surgery.classes import REBUILDING_METHODS, Recipe, antialiased_class
+from aa_surgery.surgery.classes import REBUILDING_METHODS, Front, Recipe, antialiased_class
 from aa_surgery.surgery.dress import Dress
 from aa_surgery.surgery.forward import Rewrite, rewrites
 from aa_surgery.surgery.instance import around
@@ -54,7 +54,8 @@ def _dress_for(
     if wrapped and replaces_forward(module):
         names = {name: dict(renamed).get(name, name) for name in children}
         wrapped, attributes["forward"] = (), around(module, names)
-    recipe = Recipe(change.op, rewrite.methods, wrapped, guarded, change.half, renamed)
+    front = None if renamed else Front.of(module, wrapped, children)
+    recipe = Recipe(change.op, rewrite.methods, wrapped, guarded, change.half, renamed, front)
     return Dress(
         antialiased_class(unlayered(type(module)), recipe),
         children,

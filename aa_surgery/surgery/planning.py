@@ -20,7 +20,7 @@ from aa_surgery.surgery.changes import new_keys
 from aa_surgery.surgery.checks import check_model
 from aa_surgery.surgery.lines import one_treatment_a_line
 from aa_surgery.surgery.plan import Plan
-from aa_surgery.surgery.probe import run_on, with_maps
+from aa_surgery.surgery.probe import leave_whole_maps, run_on, with_maps
 
 __all__ = ["plan_antialias"]
 
@@ -81,6 +81,7 @@ def plan_antialias(
     )
     if request.example is not None:
         run_on(model, request.example)
+    plan = leave_whole_maps(model, plan, request.example)
     plan = with_maps(model, plan, request.example)
     plan = dataclasses.replace(plan, decisions=one_treatment_a_line(plan.decisions))
     return dataclasses.replace(plan, new_keys=new_keys(model, plan))

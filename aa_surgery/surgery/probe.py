@@ -14,12 +14,13 @@ from aa_surgery.evaluation.running import device_of, evaluating
 from aa_surgery.layers.downsample import Downsample
 from aa_surgery.layers.plain import subsample
 from aa_surgery.rules import Edit, Left
+from aa_surgery.sites import Site
 from aa_surgery.surgery.changes import changes_of
 from aa_surgery.surgery.dress import dress, put_back, state_of
 from aa_surgery.surgery.operate import prepare
 from aa_surgery.surgery.plan import Plan
 
-__all__ = ["run_on", "with_maps"]
+__all__ = ["leave_whole_maps", "run_on", "with_maps"]
 
 _SIDES = (224, 64, 32)  # px, where the model does not say what it takes
 _REASON = "the example input does not reach it"
@@ -27,10 +28,11 @@ _REASON = "the example input does not reach it"
 
 @dataclass(frozen=True)
 class _Map:
-    """A map that a layer has seen: its channels, and the grid that it is subsampled to."""
+    """A map that a layer has seen: its channels and sides, and the grid it is subsampled to."""
 
     channels: int
     grid: tuple[int, ...]
+    sides: tuple[int, ...]
 
 
 class _Probe(Downsample):
@@ -44,7 +46,7 @@ class _Probe(Downsample):
 
     def sample(self, x: Tensor) -> Tensor:
         grid = tuple(-(-n // r) for n, r in zip(x.shape[2:], self.rate, strict=True))
-        self.seen.setdefault(self.name, []).append(_Map(x.shape[1], grid))
+        self.seen.setdefault(self.name, []).append(_Map(x.shape[1], grid, tuple(x.shape[2:])))
         return subsample(x, self.stride)
 
 
@@ -74,6 +76,56 @@ def run_on(model: nn.Module, example: Tensor) -> None:
     """
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         _run(model, example, {})
+
+
+def leave_whole_maps(model: nn.Module, plan: Plan, example: Tensor | None) -> Plan:
+    """Leave what takes the whole map at once: it gives one position, and samples none.
+
+    Told from the maps in a run on the example. Without one, pools with large windows are asked
+    about in a run on the size that the model declares, if it declares one.
+    """
+    asked = [edit for edit in plan.edits if _may_take_all(edit, large=example is None)]
+    if not asked or (example is None and not _sides(model)):
+        return plan
+    still = [replace(e, placement="pre", op_stride=None, anchor=e.site.front) for e in asked]
+    before = [replace(e, blur_stride=(1,) * e.site.ndim, rate=e.site.stride) for e in still]
+    try:
+        seen = _seen(model, replace(plan, decisions=tuple(before)), example)
+    except MethodError:
+        if example is not None:
+            raise
+        return plan
+    whole = {e.site.name for e in asked if _takes_all(e.site, seen.get(e.site.name, []))}
+    return replace(
+        plan,
+        decisions=tuple(
+            Left(d.site, _WHOLE) if isinstance(d, Edit) and d.site.name in whole else d
+            for d in plan.decisions
+        ),
+    )
+
+
+_WHOLE = "its window is the whole map: it leaves one position, and samples none"
+_LARGE = 4  # samples; smaller windows are rarely those of a whole map
+
+
+def _may_take_all(edit: Edit, large: bool) -> bool:
+    site = edit.site
+    if site.op not in ("max_pool", "avg_pool") and (large or site.op == "window"):
+        return False
+    windows = [(k, s) for k, s in zip(site.kernel, site.stride, strict=False) if s > 1]
+    smallest = min((k for k, _ in windows), default=0)
+    return smallest >= (_LARGE if large else 2) and not any(site.padding)
+
+
+def _takes_all(site: Site, maps: list[_Map]) -> bool:
+    """Tell whether a window covers each map that was seen, in each axis that it is moved along."""
+    return bool(maps) and all(
+        1 < n <= k
+        for seen in maps
+        for n, k, s in zip(seen.sides, site.kernel, site.stride, strict=True)
+        if s > 1
+    )
 
 
 def _asks(edit: Edit) -> bool:
@@ -154,8 +206,11 @@ def _made_up(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _sides(model: nn.Module) -> Sequence[Any]:
-    """Return the sizes that timm's models say of themselves, px."""
+    """Return the sizes that models of timm and transformers say of themselves, px."""
     config = getattr(model, "pretrained_cfg", None) or {}
+    stated = getattr(getattr(model, "config", None), "image_size", None)
     embedding = getattr(getattr(model, "patch_embed", None), "img_size", None)
     fixed = [tuple(embedding)] if embedding else []
+    if isinstance(stated, (int, tuple, list)):
+        fixed.append((stated, stated) if isinstance(stated, int) else tuple(stated))
     return [*fixed, *([tuple(config["input_size"][1:])] if "input_size" in config else [])]
