@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import importlib.util
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,22 +25,52 @@ aten = torch.ops.aten
 
 
 class Behind(nn.Module):
-    """A conv, and what a function samples of its map."""
+    """A conv, and a forward that samples its map."""
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.conv, self.function = nn.Conv2d(3, 4, 3, 1, 1), function
+        self.conv = nn.Conv2d(3, 4, 3, 1, 1)
         self.point = nn.Parameter(torch.randn(4, 4, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(torch.relu(self.conv(x)))
+
+_CLASS = """
+class Form(Behind):
+    def forward(self, x):
+        x = torch.relu(self.conv(x)){weight}
+        return {form}
+"""
 
 
-class Pointwise(Behind):
-    """The same, of a function that takes a weight."""
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[str, str], nn.Module]:
+    """Make the net whose own forward has a form of one of the tables below, as a user writes it."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(torch.relu(self.conv(x)), self.point)  # type: ignore[call-arg]
+    def make(table: str, name: str) -> nn.Module:
+        tree = ast.parse(Path(__file__).read_text())
+        values = {
+            target.id: node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign | ast.AnnAssign)
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name)
+        }
+        forms = values[table]
+        assert isinstance(forms, ast.Dict)
+        keys = [key.value for key in forms.keys if isinstance(key, ast.Constant)]
+        form = forms.values[keys.index(name)]
+        form = form.elts[0] if isinstance(form, ast.Tuple) else form
+        body = ast.unparse(form.body) if isinstance(form, ast.Lambda) else f"{form.id}(x)"
+        weight = "\n        w = self.point" if table == "WEIGHTED" else ""
+        file = tmp_path / "form.py"
+        file.write_text(_CLASS.format(weight=weight, form=body))
+        spec = importlib.util.spec_from_file_location(f"form_of_{tmp_path.name}", file)
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        vars(module).update({n: v for n, v in globals().items() if not n.startswith("__")})
+        spec.loader.exec_module(module)
+        return module.Form()
+
+    return make
 
 
 def over_views(x: Tensor, op: str) -> Tensor:
@@ -116,18 +149,18 @@ def holds(net: nn.Module, stride: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", TREATED)
-def test_treated(name: str) -> None:
-    function, stride = TREATED[name]
+def test_treated(name: str, written: Callable[[str, str], nn.Module]) -> None:
+    net, (_, stride) = written("TREATED", name), TREATED[name]
     if name == "resized smoothly":
-        (edit,) = plan_antialias(Behind(function)).edits
+        (edit,) = plan_antialias(net).edits
         assert (edit.placement, edit.site.stride) == ("resample", stride)
         return
-    holds(Behind(function), stride)
+    holds(net, stride)
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
-def test_treated_with_a_weight(name: str) -> None:
-    holds(Pointwise(WEIGHTED[name]), (2, 2))
+def test_treated_with_a_weight(name: str, written: Callable[[str, str], nn.Module]) -> None:
+    holds(written("WEIGHTED", name), (2, 2))
 
 
 LEFT: dict[str, Function] = {
@@ -145,8 +178,8 @@ LEFT: dict[str, Function] = {
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_left_with_a_reason(name: str) -> None:
-    plan = plan_antialias(Behind(LEFT[name]), max_stride=None)
+def test_left_with_a_reason(name: str, written: Callable[[str, str], nn.Module]) -> None:
+    plan = plan_antialias(written("LEFT", name), max_stride=None)
     assert plan.edits == ()
     assert len(plan.left) == 1
     assert len(plan.left[0].reason) > 20
@@ -166,8 +199,8 @@ NOTHING: dict[str, Function] = {
 
 
 @pytest.mark.parametrize("name", NOTHING)
-def test_no_sampling(name: str) -> None:
-    plan = plan_antialias(Behind(NOTHING[name]), max_stride=None)
+def test_no_sampling(name: str, written: Callable[[str, str], nn.Module]) -> None:
+    plan = plan_antialias(written("NOTHING", name), max_stride=None)
     assert (plan.decisions, plan.unread) == ((), ())
 
 
