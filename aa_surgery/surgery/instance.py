@@ -64,12 +64,18 @@ def require_run(module: Any, cls: type) -> None:
 def require_original(module: Any, holder: Any, name: str, original: Any) -> None:
     """Refuse to run a module of which a function was replaced after the surgery.
 
-    A `GraphModule` that compiles itself again has the same code.
+    A `GraphModule` that compiles itself again has the same code. What stands around the original and
+    says so (`functools.wraps`) is let be: torch.fx puts it there while it traces.
 
     Raises:
         HalfTreatedError: It was replaced by one with other code.
     """
-    code = getattr(getattr(holder, name, None), "__code__", None)
+    held: Any = getattr(holder, name, None)
+    code = getattr(held, "__code__", None)
+    while hasattr(held, "__wrapped__"):
+        held = held.__wrapped__
+        if held is getattr(original, "__func__", original):
+            return
     if code == getattr(original, "__code__", None) and isinstance(module, fx.GraphModule):
         return
     raise HalfTreatedError(
