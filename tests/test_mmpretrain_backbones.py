@@ -336,8 +336,9 @@ def test_sparse_layers_are_planned_alike_with_a_mask_and_without() -> None:
         assert plan_antialias(model).decisions == without.decisions
     finally:
         SparseHelper._cur_active = None
+    # blurred before: what a norm does under a mask that is not there yet cannot be probed
     dense = plan_antialias(mm.ResNet(50))
-    assert [e.placement for e in without.edits] == [e.placement for e in dense.edits]
+    assert [e.site.name for e in without.edits] == [e.site.name for e in dense.edits]
 
 
 INITIALISED: dict[str, Callable[[], nn.Module]] = {

@@ -187,10 +187,10 @@ class MaxBlurPool1d(nn.Module):
         padding_mode: str = "reflect",
     ) -> None:
         super().__init__()
-        self.kernel_size = _each_axis(kernel_size, self._ndim)
+        self.kernel_size = _each_axis(kernel_size, self._ndim, "kernel_size")
         self.stride = _each_axis(kernel_size if stride is None else stride, self._ndim)
-        self.padding = _each_axis(padding, self._ndim)
-        self.dilation = _each_axis(dilation, self._ndim)
+        self.padding = _each_axis(padding, self._ndim, "padding", 0)
+        self.dilation = _each_axis(dilation, self._ndim, "dilation")
         self.ceil_mode = ceil_mode
         self.blur = BlurPool(filter, self.stride, None, padding_mode)
 
@@ -227,12 +227,14 @@ def _weakened(taps: Taps, strength: float) -> Taps:
     return tuple((1 - strength) * (n == own) + strength * tap for n, tap in enumerate(taps))
 
 
-def _each_axis(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+def _each_axis(
+    value: int | Sequence[int], ndim: int, name: str = "stride", least: int = 1
+) -> tuple[int, ...]:
     """Return `value` once an axis."""
     steps: tuple[Any, ...] = tuple(value) if isinstance(value, (tuple, list)) else (value,) * ndim
-    if len(steps) != ndim or any(not isinstance(n, int) or n < 1 for n in steps):
+    if len(steps) != ndim or any(not isinstance(n, int) or n < least for n in steps):
         raise InputError(
-            f"stride={shown(value)}: expected a whole number from 1 on, or {ndim} of them, such as "
-            "stride=2."
+            f"{name}={shown(value)}: expected a whole number from {least} on, or {ndim} of them, "
+            f"such as {name}=2."
         )
     return steps
