@@ -64,8 +64,8 @@ def require_run(module: Any, cls: type) -> None:
 def require_original(module: Any, holder: Any, name: str, original: Any) -> None:
     """Refuse to run a module of which a function was replaced after the surgery.
 
-    A `GraphModule` that compiles itself again has the same code. What stands around the original and
-    says so (`functools.wraps`) is let be: torch.fx puts it there while it traces.
+    A `GraphModule` that compiles itself again has the same code. What stands around the original
+    and says so (`functools.wraps`) is let be: torch.fx puts it there while it traces.
 
     Raises:
         HalfTreatedError: It was replaced by one with other code.
