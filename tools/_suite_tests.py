@@ -6,7 +6,6 @@ import argparse
 import json
 import random
 import re
-import shlex
 import subprocess
 import sys
 import tarfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from _command import said
 from _suite_compare import compared, regressions
 from _suite_runner import VARIANTS, Runner, ToolError
 
@@ -80,7 +80,7 @@ def compare(
             print(f"{Path(command[0]).stem}: {error}", file=sys.stderr)
             return 2
     result["date"] = f"{date.today()}"
-    result["command"] = shlex.join(["python", *command])
+    result["command"] = said(["python", *command])
     result["versions"] = {name: installed_version(name) for name in packages}
     text = document(result)
     print(text)

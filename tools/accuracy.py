@@ -10,7 +10,6 @@ import argparse
 import datetime
 import multiprocessing
 import platform
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,6 +22,7 @@ import torch
 from _accuracy_cells import Cell
 from _accuracy_table import inserted, tables
 from _accuracy_weights import MODELS
+from _command import said
 
 from aa_surgery.cli.files import replacing
 from aa_surgery.errors import InputError, SurgeryError
@@ -164,7 +164,7 @@ def found_of(cell: Cell, options: argparse.Namespace) -> _accuracy_cells.Result 
 
 
 def header(options: argparse.Namespace, argv: Sequence[str] | None) -> str:
-    command = shlex.join(["python", "tools/accuracy.py", *(sys.argv[1:] if argv is None else argv)])
+    command = said(["python", "tools/accuracy.py", *(sys.argv[1:] if argv is None else argv)])
     versions = ", ".join(f"{name} {installed_version(name)}" for name in ("torch", "timm"))
     device = torch.cuda.get_device_name() if options.device.startswith("cuda") else cpu_name()
     return (

@@ -10,7 +10,6 @@ import argparse
 import datetime
 import json
 import platform
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -22,6 +21,7 @@ import finetune
 import torch
 import torch.nn.functional as F
 from _cifar_table import Result, inserted, table
+from _command import said
 from _finetune_options import parse as parse_finetune
 from _methods_variants import PENALISED, PENALTY, surgery_of
 from timm.models import load_state_dict
@@ -191,7 +191,7 @@ def measure(
 
 def header(options: argparse.Namespace, argv: Sequence[str] | None) -> str:
     versions = ", ".join(f"{name} {installed_version(name)}" for name in ("torch", "timm"))
-    command = shlex.join(sys.argv[1:] if argv is None else argv)
+    command = said(sys.argv[1:] if argv is None else argv)
     cuda = options.device.startswith("cuda")
     where = torch.cuda.get_device_name() if cuda else f"{options.threads} thread(s) of {cpu_name()}"
     return (

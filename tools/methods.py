@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import _methods_law
 import _methods_lite0
 import torch
 from _cifar_table import inserted
+from _command import said
 from _methods_variants import VARIANTS, surgery_of
 
 from aa_surgery.cli.files import replacing
@@ -128,7 +128,7 @@ def header(part: str, options: argparse.Namespace, parser: argparse.ArgumentPars
             words += [f"--{name.replace('_', '-')}", *map(str, values)]
     versions = ", ".join(f"{name} {installed_version(name)}" for name in ("torch", "timm"))
     return (
-        f"`{shlex.join(words)}`, {datetime.date.today()}, Python {platform.python_version()}, "
+        f"`{said(words)}`, {datetime.date.today()}, Python {platform.python_version()}, "
         f"{versions}, one thread of {cpu_name()}."
     )
 
