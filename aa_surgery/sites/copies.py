@@ -214,14 +214,19 @@ def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
     return tuple(value for value in held if isinstance(value, types.MemberDescriptorType))
 
 
+_HOLDERS = (list, tuple, dict, deque)
+
+
 def proxies_in(value: Any, depth: int = 0) -> Iterator[fx.Proxy]:
     """Yield the values of a graph, parameters and buffers aside, within containers."""
     if isinstance(value, fx.Proxy):
         if value.node.op != "get_attr":
             yield value
-    elif isinstance(value, list | tuple | dict | deque) and depth < _MAX_DEPTH:
+    elif isinstance(value, _HOLDERS) and depth < _MAX_DEPTH:
         for item in dict.values(value) if isinstance(value, dict) else value:
-            yield from proxies_in(item, depth + 1)
+            # asked here too, because most of what is held is neither
+            if isinstance(item, fx.Proxy) or (isinstance(item, _HOLDERS) and len(item)):
+                yield from proxies_in(item, depth + 1)
 
 
 class KeptClasses:

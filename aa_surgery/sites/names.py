@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import types
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import dropwhile
 from typing import Any
 
 from aa_surgery.sites.linking import cell_contents, inner_function, is_foreign
@@ -16,7 +18,7 @@ Names = frozenset[str] | None
 
 # by these a forward can reach attributes whose names its code does not say
 _REFLECTING = frozenset(
-    "getattr vars __dict__ _modules _parameters _buffers children named_children modules "
+    "vars __dict__ _modules _parameters _buffers children named_children modules "
     "named_modules get_submodule locals eval exec dir attrgetter methodcaller".split()
 )
 
@@ -41,7 +43,7 @@ def names_read(cls: Any, forward: Any) -> Names:
                 continue
             names.add(name)
             waiting += _functions_called(name, cls, function.__globals__)
-        if names & _REFLECTING:
+        if names & _REFLECTING or _asks_by_a_computed_name(function.__code__):
             return None
     return frozenset(names)
 
@@ -53,6 +55,24 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
             yield from _names_in(constant)
         elif isinstance(constant, str) and constant.isidentifier():
             yield constant
+
+
+def _asks_by_a_computed_name(code: types.CodeType) -> bool:
+    """Tell whether `getattr` is given a name that does not stand in the code, or is handed on."""
+    steps = [i for i in dis.get_instructions(code) if i.opname not in _SILENT]
+    for number, step in enumerate(steps):
+        if step.argval != "getattr" or not step.opname.startswith("LOAD_"):
+            continue
+        rest = steps[number + 1 :]
+        if rest and rest[0].opname.startswith("LOAD_"):  # the object, or a path to it
+            rest = list(dropwhile(lambda i: i.opname == "LOAD_ATTR", rest[1:]))
+        if not rest or rest[0].opname != "LOAD_CONST" or not isinstance(rest[0].argval, str):
+            return True
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return any(map(_asks_by_a_computed_name, inner))
+
+
+_SILENT = ("CACHE", "PUSH_NULL", "RESUME", "PRECALL", "EXTENDED_ARG", "NOP")
 
 
 def _functions_called(name: str, cls: type, names: dict[str, Any]) -> list[Any]:
