@@ -60,15 +60,25 @@ def is_library_file(file: str) -> bool:
 
 
 def way_to(
-    frame: types.FrameType | None, forward: Any, owner_of: Callable[[object], str | None]
+    frame: types.FrameType | None,
+    forward: Any,
+    owner_of: Callable[[object], str | None],
+    to_module: bool = False,
 ) -> tuple[Step, ...]:
-    """Return the steps from `forward` to the call that made `frame`, outermost first."""
+    """Return the steps from `forward` to the call that made `frame`, outermost first.
+
+    Args:
+        frame: Where to look from.
+        forward: The function that the steps begin with.
+        owner_of: Gives the path of the module that an object stands for.
+        to_module: Whether the call is that of a part, which is made through torch's own module.
+    """
     first = inner_function(forward).__code__
     steps: list[Step] = []
     called = ""
     while frame is not None:
         code = frame.f_code
-        by_module = not steps and called.startswith(_MODULES)
+        by_module = not steps and not to_module and called.startswith(_MODULES)
         if code is first or _is_varied(code, first):
             steps.append(Step(first, frame.f_lasti, "", by_module))
             return tuple(reversed(steps))

@@ -239,7 +239,8 @@ class _ScopeTracer(fx.Tracer):
     def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, *args, **kwargs)
         if kind.startswith("call"):
-            proxy.node.meta[WAY] = way_to(sys._getframe(1), self.forward, self.standins.owner)
+            where, to_module = sys._getframe(1), kind == "call_module"
+            proxy.node.meta[WAY] = way_to(where, self.forward, self.standins.owner, to_module)
         return proxy
 
     def create_arg(self, a: Any) -> Any:
