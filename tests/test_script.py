@@ -10,7 +10,7 @@ import torch
 import torchvision
 from test_ops import OPS, make
 from torch import Tensor, nn
-from zoo import ZOO, FlagArgument, GivenShortcut, SliceMerge, Slices, Zoo
+from zoo import ZOO, DecidingMethod, FlagArgument, GivenShortcut, SliceMerge, Slices, Zoo
 
 from aa_surgery import apply_antialias, layers
 from aa_surgery.layers.maps import AverageBlurPool, BlurMaps
@@ -32,9 +32,13 @@ MODELS = [
 ]
 
 
-# TorchScript reads no comprehension of two loops, so the first two do not script themselves;
-# the forwards of the others were traced for one value of an argument, which it cannot check
-SCRIPTABLE = [cls for cls in ZOO if cls not in (Slices, SliceMerge, FlagArgument, GivenShortcut)]
+# TorchScript reads no comprehension of two loops, so the first three do not script themselves;
+# nor does it know that an argument without a type may be None, or a flag
+SCRIPTABLE = [
+    cls
+    for cls in ZOO
+    if cls not in (Slices, SliceMerge, DecidingMethod, FlagArgument, GivenShortcut)
+]
 
 
 def build(name: str) -> nn.Module:
