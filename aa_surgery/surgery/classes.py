@@ -319,10 +319,6 @@ def _passing(host: Any) -> type[Antialiased]:
     return type("Antialiased", (Antialiased,), {"forward": super(host, host).forward})
 
 
-def _compiled(source: str) -> Callable[..., Any]:
-    return _forward_from_src(source, {})
-
-
 def _renamed(method: Any, names: dict[str, str]) -> Any:
     """Return a copy of `method` that reads attributes of ours by other names.
 

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from aa_surgery.errors import HalfTreatedError
 from aa_surgery.sites.instance import bound_methods, names_in
+from aa_surgery.sites.linking import cell_contents
 
 __all__ = ["around", "is_around", "rebind", "require_original", "require_run"]
 
@@ -104,16 +105,9 @@ def _held(value: Any) -> Iterator[Any]:
         yield from (value.func, *value.args, *value.keywords.values())
     function = getattr(value, "__func__", value)
     if isinstance(function, FunctionType):
-        yield from (cell.cell_contents for cell in function.__closure__ or () if _filled(cell))
+        yield from map(cell_contents, function.__closure__ or ())
         yield from function.__defaults__ or ()
         names = function.__code__.co_names
         yield from (function.__globals__[name] for name in names if name in function.__globals__)
     if hasattr(value, "__wrapped__"):
         yield value.__wrapped__
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:  # a variable that nothing was assigned to
-        return False
