@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import captum.attr as captum
 import pytest
 import torch
 from torch import Tensor, nn
 
 from aa_surgery import apply_antialias
 
-captum = pytest.importorskip("captum.attr")
 PLACEMENTS = ("auto", "post", "pre")
 
 

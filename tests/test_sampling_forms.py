@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 
 from aa_surgery import apply_antialias, audit, plan_antialias, remove_antialias
-
-einops = pytest.importorskip("einops")
-from einops.layers.torch import Rearrange, Reduce  # noqa: E402
 
 Function = Callable[[Tensor], Tensor]
 aten = torch.ops.aten
@@ -254,7 +252,8 @@ def test_strides_of_numpy_are_strides() -> None:
 
 
 def test_vit_pytorch_patches_are_blurred_before() -> None:
-    vit_pytorch = pytest.importorskip("vit_pytorch")
+    import vit_pytorch
+
     net = vit_pytorch.SimpleViT(
         image_size=16, patch_size=4, num_classes=3, dim=8, depth=1, heads=1, mlp_dim=8
     ).eval()

@@ -183,7 +183,8 @@ def test_what_loses_no_sample_is_no_site(name: str) -> None:
 
 
 def test_groups_of_channels_are_no_map() -> None:
-    layers = pytest.importorskip("einops.layers.torch")
+    import einops.layers.torch as layers
+
     maxout = layers.Reduce("b (c k) h w -> b c h w", "max", k=2)
     assert not plan_antialias(nn.Sequential(nn.Conv2d(3, 4, 1), maxout)).edits
 

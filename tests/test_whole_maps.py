@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import einops
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from aa_surgery import apply_antialias, plan_antialias
 
-einops = pytest.importorskip("einops")
 MODELS: dict[str, type[Net]] = {}
 
 
