@@ -63,22 +63,68 @@ def definition_of(function: types.FunctionType) -> ast.FunctionDef:
     lines = linecache.getlines(code.co_filename, function.__globals__)
     if not lines:
         raise SourceError(f"the source of {function.__qualname__} cannot be found")
-    try:
-        file = _File.of("".join(lines))
-    except SyntaxError:
-        raise SourceError(f"the source of {function.__qualname__} has changed") from None
-    node = file.functions.get((code.co_name, code.co_firstlineno))
+    # most often its own lines and globals will do, which takes a fraction of the file's time
+    node = _defined_in(_its_lines(lines, code), _imported(function), function)
+    if node is None:
+        try:
+            file = _File.of("".join(lines))
+        except SyntaxError:
+            file = _File({}, ())
+        defined = file.functions.get((code.co_name, code.co_firstlineno))
+        node = _defined_in(defined, file.imported, function)
     if node is None:
         raise SourceError(f"the source of {function.__qualname__} has changed")
+    return node
+
+
+def _its_lines(lines: list[str], code: types.CodeType) -> ast.FunctionDef | None:
+    """Return the definition that stands in the lines that a code names, if they are whole."""
+    first = code.co_firstlineno
+    own = "".join(lines[first - 1 : _last_line(code)])
+    # an indented one in a block, so that lines and columns are those of the file
+    before = "\n" * (first - 2) + "if 1:\n" if own[:1].isspace() else "\n" * (first - 1)
+    try:
+        held: Any = ast.parse(before + own).body
+    except SyntaxError:
+        return None
+    found = held[0].body if held and isinstance(held[0], ast.If) else held
+    return found[0] if len(found) == 1 and isinstance(found[0], ast.FunctionDef) else None
+
+
+def _last_line(code: types.CodeType) -> int:
+    held = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return max(*(place[1] or 0 for place in code.co_positions()), 0, *map(_last_line, held))
+
+
+def _imported(function: types.FunctionType) -> tuple[str, ...]:
+    """Return the names that a function reads from around itself and that other modules define."""
+    names, home = function.__globals__, function.__globals__.get("__name__")
+    found = [name for name in function.__code__.co_names if name in names]
+    return tuple(
+        name
+        for name in found
+        if isinstance(names[name], types.ModuleType)
+        or getattr(names[name], "__module__", home) != home
+    )
+
+
+def _defined_in(
+    node: ast.FunctionDef | None, imported: tuple[str, ...], function: types.FunctionType
+) -> ast.FunctionDef | None:
+    """Return a definition, if it compiles to the code of the function."""
+    code = function.__code__
+    if node is None or node.name != code.co_name:
+        return None
     node = copy.copy(node)
     node.decorator_list = []
     around = _around(node, function)
-    if file.imported:  # of an imported module, a method is compiled as an attribute
-        around.body.insert(0, ast.Import([ast.alias(name) for name in file.imported]))
-    own = compiled(ast.fix_missing_locations(around), code.co_filename, function)
-    if _signs(own) != _signs(code):
-        raise SourceError(f"the source of {function.__qualname__} has changed")
-    return node
+    if imported:  # of an imported module, a method is compiled as an attribute
+        around.body.insert(0, ast.Import([ast.alias(name) for name in imported]))
+    try:
+        own = compiled(ast.fix_missing_locations(around), code.co_filename, function)
+    except SyntaxError:
+        return None
+    return node if _signs(own) == _signs(code) else None
 
 
 def class_name(function: types.FunctionType) -> str:

@@ -214,19 +214,28 @@ def _slots(kind: type) -> tuple[types.MemberDescriptorType, ...]:
     return tuple(value for value in held if isinstance(value, types.MemberDescriptorType))
 
 
-_HOLDERS = (list, tuple, dict, deque)
-
-
 def proxies_in(value: Any, depth: int = 0) -> Iterator[fx.Proxy]:
     """Yield the values of a graph, parameters and buffers aside, within containers."""
-    if isinstance(value, fx.Proxy):
+    kind: Any = type(value)
+    if _is_proxy(kind):
         if value.node.op != "get_attr":
             yield value
-    elif isinstance(value, _HOLDERS) and depth < _MAX_DEPTH:
-        for item in dict.values(value) if isinstance(value, dict) else value:
+    elif _is_holder(kind) and depth < _MAX_DEPTH:
+        for item in dict.values(value) if issubclass(kind, dict) else value:
             # asked here too, because most of what is held is neither
-            if isinstance(item, fx.Proxy) or (isinstance(item, _HOLDERS) and len(item)):
+            kind = type(item)
+            if _is_proxy(kind) or (_is_holder(kind) and len(item)):
                 yield from proxies_in(item, depth + 1)
+
+
+@cache
+def _is_proxy(kind: type) -> bool:
+    return issubclass(kind, fx.Proxy)
+
+
+@cache
+def _is_holder(kind: type) -> bool:
+    return issubclass(kind, list | tuple | dict | deque)
 
 
 class KeptClasses:

@@ -136,7 +136,7 @@ def _function_sites(
     owner = owner or read_conv_like(module)
     found: list[Site] = []
     sliced: set[fx.Node] = set()
-    for node in flow.graphs[path].nodes:
+    for node in flow.functions(path):
         fields = read_node(Spot(path, node), flow)
         if fields is None:
             continue

@@ -41,6 +41,23 @@ class Spot:
     node: fx.Node
 
 
+@dataclass(frozen=True)
+class _Calls:
+    """The nodes of a graph that call something; alike scopes share a graph, which is read once."""
+
+    modules: list[fx.Node]
+    functions: list[fx.Node]
+
+    @classmethod
+    def of(cls, graph: fx.Graph) -> _Calls:
+        nodes = list(graph.nodes)
+        functions = ("call_function", "call_method")
+        return cls(
+            [node for node in nodes if node.op == "call_module"],
+            [node for node in nodes if node.op in functions],
+        )
+
+
 class Flow:
     """Graphs of all scopes of a model, and who calls whom.
 
@@ -54,6 +71,7 @@ class Flow:
         self.modules = dict(model.named_modules())
         self._names = {id(module): path for path, module in self.modules.items()}
         self.graphs: dict[str, fx.Graph] = {}
+        self._nodes: dict[fx.Graph, _Calls] = {}
         self.failures: dict[str, str] = {}
         self._calls: dict[int, list[Spot]] = defaultdict(list)
         self._taps = set(_taps(self.modules))
@@ -74,9 +92,14 @@ class Flow:
             self.failures[path] = str(error)
             return
         self.graphs[path] = graph
-        for node in graph.nodes:
-            if node.op == "call_module":
-                self._calls[id(_child(module, node))].append(Spot(path, node))
+        if graph not in self._nodes:
+            self._nodes[graph] = _Calls.of(graph)
+        for node in self._nodes[graph].modules:
+            self._calls[id(_child(module, node))].append(Spot(path, node))
+
+    def functions(self, path: str) -> list[fx.Node]:
+        """Return the nodes by which the scope at `path` calls functions and methods."""
+        return self._nodes[self.graphs[path]].functions if path in self.graphs else []
 
     def name_of(self, spot: Spot) -> str:
         """Return the qualified name, the first of several, of what a call_module node calls."""

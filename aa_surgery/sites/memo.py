@@ -10,20 +10,21 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Hashable
-from typing import Any, cast
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from aa_surgery.errors import NotTraceableError
 from aa_surgery.sites.instance import forward_of
-from aa_surgery.sites.names import Names, names_read
+from aa_surgery.sites.names import PARTS, TENSORS, Names, names_read, own_classes
 from aa_surgery.sites.site import Given
 
 __all__ = ["INTERNAL", "Memo", "Paths"]
 
-_PLAIN = (bool, int, float, str, type(None), type)
-_TENSORS = ("_parameters", "_buffers")
+_PLAIN = frozenset((bool, int, float, str, type(None), type))
 _MODE = frozenset(("training",))
 INTERNAL = frozenset(nn.Module().__dict__) - _MODE
 """The attributes that torch keeps of every module."""
@@ -36,8 +37,9 @@ class Memo:
     """Graphs by class and by what their traces can read."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, list[tuple[Any, Result]]] = defaultdict(list)
+        self._known: dict[Hashable, list[tuple[_Case, Result]]] = defaultdict(list)
         self._first: Paths | None = None
+        self._classes: dict[int, frozenset[type]] = {}
 
     def recall(
         self, scope: nn.Module, training: bool, given: Given, trace: Callable[[Paths], fx.Graph]
@@ -53,22 +55,31 @@ class Memo:
         Raises:
             NotTraceableError: `trace` raised it, for this module or one alike.
         """
-        forward, cls = forward_of(scope), cast(Hashable, type(scope))
-        names = names_read(cls, forward)
+        forward = forward_of(scope)
+        names = names_read(self._classes_in(scope), forward)
         mode = training if names is None or "training" in names else None
         kinds = tuple(type(item[-1]) for item in given)
         known = self._known[type(scope), forward, given, kinds, mode]
-        facts = _Facts(names).of_root(scope)
-        result = next((result for held, result in known if held == facts), None)
+        case = _Case(scope, names)
+        result = next((result for held, result in known if held.facts == case.facts), None)
         if result is None:
             try:
                 result = trace(self._paths(scope))
             except NotTraceableError as error:
                 result = error
-            known.append((facts, result))
+            known.append((case, result))
         if isinstance(result, NotTraceableError):
             raise result
         return result
+
+    def _classes_in(self, module: nn.Module) -> frozenset[type]:
+        """Return the users' classes among a module and its parts, whose methods it can call."""
+        found = self._classes.get(id(module))
+        if found is None:
+            self._classes[id(module)] = found = own_classes(type(module))  # or a circle has no end
+            parts = [part for part in module._modules.values() if part is not None]
+            self._classes[id(module)] = found = found.union(*map(self._classes_in, parts))
+        return found
 
     def _paths(self, scope: nn.Module) -> Paths:
         """Return the paths within `scope`; most scopes are parts of the first one."""
@@ -114,11 +125,25 @@ class Paths:
         return part
 
 
+@dataclass
+class _Case:
+    """A module that was traced; what that depends on is asked for when another one comes."""
+
+    scope: nn.Module
+    names: Names
+
+    @cached_property
+    def facts(self) -> Any:
+        return _Facts(self.names).of_root(self.scope)
+
+
 class _Facts:
     """What of a module and of its parts a trace can depend on, as values that compare."""
 
     def __init__(self, names: Names) -> None:
         self._names = names
+        self._any_part = names is None or not names.isdisjoint(PARTS)
+        self._any_tensor = names is None or not names.isdisjoint(TENSORS)
         self._seen: dict[int, int] = {}
 
     def of_root(self, scope: nn.Module) -> Any:
@@ -128,20 +153,20 @@ class _Facts:
 
     def _of(self, module: nn.Module, aside: frozenset[str] = frozenset()) -> Any:
         names, own = self._names, module.__dict__
+        fields = (own.keys() - INTERNAL if names is None else own.keys() & names) - aside
+        held = {**own["_parameters"], **own["_buffers"]}
+        if not self._any_tensor:
+            held = {name: held[name] for name in held.keys() & (names or ())}
         parts = own["_modules"]
-        if names is None:
-            fields = own.keys() - INTERNAL - aside
-            held = {**own["_parameters"], **own["_buffers"]}
-        else:
-            fields = (own.keys() & names) - aside
-            held = {n: v for r in _TENSORS for n, v in own[r].items() if n in names}
-            if not isinstance(module, _CONTAINERS):
-                parts = {name: part for name, part in parts.items() if name in names}
-        return (
-            {name: self._fact(own[name]) for name in fields},
-            {name: value is None for name, value in held.items()},
-            {name: self._part(part) for name, part in parts.items()},
-        )
+        if not (self._any_part or isinstance(module, _CONTAINERS)):
+            parts = {name: part for name, part in parts.items() if name in (names or ())}
+        facts: list[Any] = []
+        if held:
+            facts.append({name: value is None for name, value in held.items()})
+        if parts:  # before the attributes, which may hold them again
+            facts.append([(name, self._part(part)) for name, part in parts.items()])
+        facts.append({name: self._fact(own[name]) for name in fields})
+        return facts
 
     def _part(self, part: nn.Module | None) -> Any:
         if part is None:
@@ -154,9 +179,9 @@ class _Facts:
     def _fact(self, value: Any) -> Any:
         kind = type(value)
         if kind in _PLAIN:
-            return kind, value
+            return value if kind is str or value is None else (kind, value)
         if isinstance(value, nn.Module):
-            return "module", kind
+            return ("again", self._seen[id(value)]) if id(value) in self._seen else _Same(value)
         if isinstance(value, torch.Tensor):
             return "tensor", tuple(value.shape)
         if isinstance(value, tuple | list):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx
@@ -30,6 +32,8 @@ __all__ = [
     "sliced_steps",
     "spatial_fields",
 ]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,21 @@ class Split:
     sizes: tuple[Any, ...]
 
 
+def _once_a_node(read: Callable[[fx.Node], _T]) -> Callable[[fx.Node], _T]:
+    """Let a reader remember its answers: alike scopes share a graph, and ask again."""
+    key = f"aa_{read.__name__}"
+
+    @wraps(read)
+    def remembered(node: fx.Node) -> _T:
+        if key not in node.meta:
+            node.meta[key] = read(node)
+        found: _T = node.meta[key]
+        return found
+
+    return remembered
+
+
+@_once_a_node
 def read_split(node: fx.Node) -> Split | None:
     """Read a reshape that splits axes, `n` into `n // k` and `k`, or return None."""
     shape = shape_arguments(node)
@@ -103,6 +122,7 @@ def read_split(node: fx.Node) -> Split | None:
     return Split(tuple(dims), tuple(factors), rank, sources, tuple(shape))
 
 
+@_once_a_node
 def read_reshape_merge(node: fx.Node) -> ReshapeMerge | None:
     """Read space-to-depth from its first reshape, or return None.
 

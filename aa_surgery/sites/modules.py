@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -40,28 +42,18 @@ RETURNS_INDICES = (
 
 def read_module(module: nn.Module) -> dict[str, Any] | None:
     """Return the fields of the `Site` that `module` is, or None if it lowers no sampling rate."""
-    if isinstance(module, Transposed):
+    kind: Any = type(module)
+    reader = _reader_of(kind)
+    if reader is not None:
+        return reader(module)
+    return read_einops_module(module) if is_einops_module(module) else None
+
+
+@cache
+def _reader_of(kind: type) -> Callable[[Any], dict[str, Any] | None] | None:
+    if issubclass(kind, Transposed):
         return None
-    if isinstance(module, Conv):
-        return _read_conv(module)
-    if isinstance(module, (MaxPool, AvgPool)):
-        return _read_pool(module)
-    if isinstance(module, Adaptive):
-        return adaptive_fields(type(module).__name__, module.output_size)
-    if isinstance(module, Unusual):
-        return dict(op="avg_pool", problem=f"{type(module).__name__} is no plain maximum or mean")
-    if isinstance(module, nn.Unfold):
-        return _read_unfold(module)
-    if isinstance(module, nn.PixelUnshuffle):
-        factor = module.downscale_factor
-        return dict(op="space_to_depth", stride=(factor, factor), kernel=(factor, factor))
-    if isinstance(module, nn.Upsample):
-        if module.size is not None:
-            return read_resize_to_size(None, module.size, module.mode)
-        return read_resize(module.scale_factor, module.mode)
-    if is_einops_module(module):
-        return read_einops_module(module)
-    return None
+    return next((reader for classes, reader in _READERS if issubclass(kind, classes)), None)
 
 
 def plain_forward(module: nn.Module) -> bool:
@@ -148,3 +140,33 @@ def _read_unfold(unfold: Any) -> dict[str, Any] | None:
         padding=each_axis(unfold.padding, 2) or (),
         dilation=each_axis(unfold.dilation, 2) or (),
     )
+
+
+def _read_adaptive(pool: Any) -> dict[str, Any] | None:
+    return adaptive_fields(type(pool).__name__, pool.output_size)
+
+
+def _read_unusual(pool: Any) -> dict[str, Any]:
+    return dict(op="avg_pool", problem=f"{type(pool).__name__} is no plain maximum or mean")
+
+
+def _read_unshuffle(module: Any) -> dict[str, Any]:
+    factor = module.downscale_factor
+    return dict(op="space_to_depth", stride=(factor, factor), kernel=(factor, factor))
+
+
+def _read_upsample(module: Any) -> dict[str, Any] | None:
+    if module.size is not None:
+        return read_resize_to_size(None, module.size, module.mode)
+    return read_resize(module.scale_factor, module.mode)
+
+
+_READERS: tuple[tuple[Any, Callable[[Any], dict[str, Any] | None]], ...] = (
+    (Conv, _read_conv),
+    ((MaxPool, AvgPool), _read_pool),
+    (Adaptive, _read_adaptive),
+    (Unusual, _read_unusual),
+    (nn.Unfold, _read_unfold),
+    (nn.PixelUnshuffle, _read_unshuffle),
+    (nn.Upsample, _read_upsample),
+)

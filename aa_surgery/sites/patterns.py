@@ -30,6 +30,8 @@ def read_einops_module(module: Any) -> dict[str, Any] | None:
 def read_einops_call(node: fx.Node) -> dict[str, Any] | None:
     """Return the fields of the `Site` that a call of `einops.rearrange` or `reduce` is, or None."""
     target: Any = node.target
+    if node.op != "call_function":
+        return None
     name = getattr(target, "__name__", "")
     home = (getattr(target, "__module__", None) or "").partition(".")[0]
     if home != "einops" or name not in ("rearrange", "reduce") or not node.args:

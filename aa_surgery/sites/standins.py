@@ -70,7 +70,10 @@ class StandIns:
         own = made.__dict__
         for name in _writable_of_class(cls):
             own[name] = self._copies.of(inspect.getattr_static(cls, name))
+        own.update(module.__dict__)
         for name, value in module.__dict__.items():
+            if type(value) in PLAIN_KINDS:
+                continue
             if name in _REGISTRIES:
                 own[name] = _Shown(value, self._shown)
             elif path and name in INTERNAL:

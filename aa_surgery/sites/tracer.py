@@ -13,6 +13,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -187,7 +188,7 @@ class _ScopeTracer(fx.Tracer):
         Of `**kwargs` nothing is given.
         """
         function = inner_function(self.forward)
-        _, *parameters = inspect.signature(function).parameters.values()
+        parameters = _parameters_of(function)
         by_name = any(p.kind is p.KEYWORD_ONLY for p in parameters)
         args: list[Any] = []
         keywords: dict[str, Any] = {}
@@ -229,6 +230,10 @@ class _ScopeTracer(fx.Tracer):
         return self.proxies[name]
 
     def _name_of(self, tensor: torch.Tensor) -> str | None:
+        for held in (self.host._parameters, self.host._buffers):
+            for name, value in held.items():
+                if value is tensor:
+                    return name
         if self.tensors is None:
             self.tensors = {id(value): name for name, value in _held_tensors(self.host)}
         return self.tensors.get(id(tensor))
@@ -243,16 +248,35 @@ class _ScopeTracer(fx.Tracer):
             proxy.node.meta[WAY] = way_to(where, self.forward, self.standins.owner, to_module)
         return proxy
 
+    def create_node(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any = None,
+    ) -> fx.Node:
+        # the arguments are set afterwards, because fx would look through them for symbolic sizes
+        node = self.graph.create_node(kind, target, (), {}, name, type_expr)
+        if args:
+            node.args = args
+        if kwargs:
+            node.kwargs = kwargs
+        return node
+
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, fx.Proxy):
-            return a.node
         kind = type(a)
         if kind in _PLAIN_TYPES:
             return a
+        if kind is ScopeProxy:
+            return a.node
+        if kind is tuple or kind is list:
+            return kind([self.create_arg(item) for item in a])
+        if isinstance(a, fx.Proxy):
+            return a.node
         if isinstance(a, np.integer):
             return int(a)
-        if kind is tuple or kind is list:
-            return kind(self.create_arg(item) for item in a)
         if isinstance(a, torch.Tensor):
             if self._name_of(a) is not None:
                 return self._show(a).node
@@ -265,6 +289,12 @@ class _ScopeTracer(fx.Tracer):
             return super().create_arg(a)
         except NotImplementedError:
             return _Opaque(a)
+
+
+@lru_cache(maxsize=1024)
+def _parameters_of(function: Any) -> tuple[inspect.Parameter, ...]:
+    """Return the parameters behind `self`."""
+    return tuple(inspect.signature(function).parameters.values())[1:]
 
 
 def kept_values(values: tuple[Any, ...]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from types import CodeType
 from typing import Any
 
 from torch import fx, nn
@@ -47,21 +49,26 @@ def unread_forwards(flow: Flow) -> tuple[Unread, ...]:
             found.append(Unread(path, kind, f"{merge}; {_WAY_OUT}"))
         elif path in flow.failures:
             found.append(Unread(path, kind, f"{flow.failures[path]}; {_WAY_OUT}"))
-        for name in _sampling_functions(flow.graphs.get(path), module):
+        for name in _sampling_functions(flow.functions(path), module):
             reason = f"{name}() decides on sizes, so it is called as it is; {_WAY_OUT}"
             found.append(Unread(path, kind, reason))
     return tuple(found)
 
 
-def _sampling_functions(graph: fx.Graph | None, module: nn.Module) -> list[str]:
+def _sampling_functions(nodes: list[fx.Node], module: nn.Module) -> list[str]:
     found = []
-    for node in graph.nodes if graph is not None else ():
+    for node in nodes:
         function = called_function(node, module)
         if function is None:
             continue
-        if any(word in name for name in function.__code__.co_names for word in _SAMPLING_NAMES):
+        if _names_sampling(function.__code__):
             found.append(function.__name__)
     return found
+
+
+@cache
+def _names_sampling(code: CodeType) -> bool:
+    return any(word in name for name in code.co_names for word in _SAMPLING_NAMES)
 
 
 def read_patch_embedding(module: nn.Module) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from aa_surgery.surgery.dress import dress, put_back, state_of, undress
 from aa_surgery.surgery.layering import unlayered
 from aa_surgery.surgery.operate import prepare
 from aa_surgery.surgery.plan import Plan
-from aa_surgery.surgery.planning import plan_antialias
+from aa_surgery.surgery.planning import planned
 from aa_surgery.treated import OWNER, PLAN, Reference, lost_halves, worn_by
 
 __all__ = ["apply_antialias", "remove_antialias"]
@@ -101,7 +101,7 @@ def apply_antialias(
         example=example,
     )
     if plan is None:
-        plan = plan_antialias(model, **options)  # type: ignore[arg-type]
+        plan = planned(model, options)
     else:
         check_alone(plan, options)
         check_fit(plan, model, example)

@@ -22,7 +22,7 @@ from aa_surgery.surgery.lines import one_treatment_a_line
 from aa_surgery.surgery.plan import Plan
 from aa_surgery.surgery.probe import leave_whole_maps, run_on, with_maps
 
-__all__ = ["plan_antialias"]
+__all__ = ["plan_antialias", "planned"]
 
 
 def plan_antialias(
@@ -53,21 +53,25 @@ def plan_antialias(
     (7, "excluded by 'conv1'")
     """
     check_model(model)
-    request = read_request(
-        dict(
-            filter=filter,
-            placement=placement,
-            padding_mode=padding_mode,
-            max_stride=max_stride,
-            include=include,
-            exclude=exclude,
-            preset=preset,
-            overrides=overrides,
-            method=method,
-            circular=circular,
-            example=example,
-        )
+    options = dict(
+        filter=filter,
+        placement=placement,
+        padding_mode=padding_mode,
+        max_stride=max_stride,
+        include=include,
+        exclude=exclude,
+        preset=preset,
+        overrides=overrides,
+        method=method,
+        circular=circular,
+        example=example,
     )
+    return planned(model, options)
+
+
+def planned(model: nn.Module, options: Mapping[str, Any]) -> Plan:
+    """Return the plan for a model that was checked, with `options` as `plan_antialias` has them."""
+    request = read_request(options)
     sites, unread = survey(model)
     if request.options.method.shares_phase:
         sites += window_sites(model)
