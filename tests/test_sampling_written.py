@@ -156,6 +156,32 @@ class EveryOtherChannel(Net):
         return torch.cat([x[:, i : i + 1] for i in range(0, 4, 2)], 1)
 
 
+@among(KEPT)
+class GroupsOfChannelsSummed(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maps(x)
+        n, c, h, w = x.size()
+        return x.view(n, c // 2, 2, h, w).sum(2)
+
+
+@among(KEPT)
+class GroupsOfChannelsCompared(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.tile(1, 2, 1, 1).shape
+        return x.tile(1, 2, 1, 1).view(n, c // 2, 2, h, w).amax(2)
+
+
+@among(NAMED)
+class WindowOrder(Net):
+    """Tokens whose phases stand in front, as Hiera's queries."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.maps(x).flatten(2).transpose(1, 2)
+        n, length, c = tokens.shape
+        pooled = tokens.view(n, 4, length // 4, c).max(dim=1).values
+        return pooled.transpose(1, 2).reshape(n, c, 16, 16)
+
+
 @pytest.mark.parametrize("name", TREATED)
 def test_what_samples_a_plain_map_is_treated(name: str) -> None:
     plain = TREATED[name]().eval()

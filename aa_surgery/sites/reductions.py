@@ -72,9 +72,11 @@ def read_pooled_view(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
         op, here = REDUCTIONS[_name(user)], _values_of(user)
     if set(reduced) != set(range(split.rank, split.rank + len(split.dims))):
         return None
-    source: Any = node.args[0]
+    kind = ask(node.args[0]).kind  # type: ignore[arg-type]
+    if split.rank > 3 and split.dims == (1,) and kind != "moved":
+        return None  # the channels of a map: groups of them are added up, or compared
     ends = split.rank - 1 in split.dims
-    channels_last = not ends and (split.dims[0] == 1 or ask(source).kind != "map")
+    channels_last = not ends and (split.dims[0] == 1 or kind != "map")
     fields = spatial_fields(split.dims, split.factors, split.rank, channels_last)
     return dict(op=op, opaque=VIEWED, **fields)
 
@@ -141,16 +143,18 @@ def _values_of(node: fx.Node) -> fx.Node:
 def read_phase_pool(node: fx.Node) -> dict[str, Any] | None:
     """Read a pool of tokens in window order: `x.view(B, 4, -1, C).amax(1)` (Hiera).
 
-    The reduced axis has a fixed size, and the windows along the axis behind it are counted by -1.
+    The reduced axis has a fixed size, and those behind it are counted: by -1, or `n // 4`.
     """
     view = node.args[0] if node.args else None
     dims = reduced_axes(node)
     if not isinstance(view, fx.Node) or not is_view(view) or dims is None or len(dims) != 1:
         return None
     shape, dim = shape_arguments(view), dims[0]
-    if not 0 < dim < len(shape) - 1 or shape[dim + 1] != -1:
+    if not 0 < dim < len(shape) - 1 or not isinstance(shape[dim], int) or shape[dim] < 2:
         return None
-    if not isinstance(shape[dim], int) or shape[dim] < 2:
+    count = shape[dim + 1]
+    divided = isinstance(count, fx.Node) and count.target is operator.floordiv
+    if count != -1 and not (divided and count.args[1] == shape[dim]):
         return None
     return dict(
         op=REDUCTIONS[_name(node)],

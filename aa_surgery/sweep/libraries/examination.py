@@ -234,7 +234,9 @@ class Examination:
 
     def _gradients(self) -> dict[str, bool]:
         """Return of each parameter that gets a gradient whether it is finite."""
-        saved = [(b, b.clone()) for b in self.model.buffers()]
+        # parameters too: a codebook is moved in place
+        state = (*self.model.buffers(), *self.model.parameters())
+        saved = [(t, t.detach().clone()) for t in state]
         modes = [(m, m.training) for m in self.model.modules()]
         try:
             self.model.train()

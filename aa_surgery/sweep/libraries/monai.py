@@ -1,4 +1,4 @@
-"""The networks of `MONAI`, in two dimensions where they can, else in three; 32 to 64 voxels."""
+"""The networks of `MONAI`, in two dimensions where they can, else in three; 32 to 256 voxels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SWIN: dict[str, Any] = dict(feature_size=12, num_heads=(3, 6, 12, 24))
 _FLAT, _DEEP = (2, 3, 64, 64), (2, 1, 32, 32, 32)
 
 _MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
-    "AHNet": ("AHNet", dict(layers=(1, 1, 1, 1)), (2, 3, 128, 128)),
+    "AHNet": ("AHNet", dict(layers=(1, 1, 1, 1)), (2, 3, 256, 256)),
     "AttentionUnet": ("AttentionUnet", {}, _FLAT),
     "AttentionUnet-3d": ("AttentionUnet", dict(spatial_dims=3, in_channels=1), _DEEP),
     "AutoEncoder": ("AutoEncoder", dict(strides=(2, 2, 2)), _FLAT),
@@ -54,7 +54,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     ),
     "Critic": ("Critic", dict(in_shape=(3, 64, 64), strides=(2, 2, 2)), _FLAT),
     "DenseNet121": ("DenseNet121", {}, _FLAT),
-    "DenseNet121-3d": ("DenseNet121", dict(spatial_dims=3, in_channels=1), _DEEP),
+    "DenseNet121-3d": ("DenseNet121", dict(spatial_dims=3, in_channels=1), (2, 1, 64, 64, 64)),
     "DiffusionModelUNet": (
         "DiffusionModelUNet",
         {**_ATTENTION, "num_head_channels": 4},

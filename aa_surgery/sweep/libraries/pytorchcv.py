@@ -12,6 +12,8 @@ from aa_surgery.sweep.libraries.specimen import Library, Specimen, first_that_ru
 __all__ = ["LIBRARY"]
 
 _SIZES = ((224, 224), (64, 64), (32, 32), (299, 299), (256, 192), (480, 480), (512, 1024))
+_SIDES = {"scnet50": 320, "tresnet_m": 224, "fastscnn_cityscapes": 256}
+"""px; on a smaller image a pool of theirs covers the map, or has more bins than it."""
 
 _LEFT_OUT = {
     "jasper, jasperdr, quartznet": "speech: their maps have one axis, of time",
@@ -43,7 +45,8 @@ def _specimen(name: str) -> Specimen:
     make = _builders()[name]
     size = getattr(make(), "in_size", None)
     sizes = [s for s in _SIZES if "cifar" not in name] if size is None else []
-    small = [(64, 64)] if size and max(size) > 64 and min(size) >= 224 else []
+    side = _SIDES.get(name, 64)
+    small = [(side, side)] if size and max(size) > 64 and min(size) >= 224 else []
     tried = [*small, *([tuple(size)] if size else []), *sizes, (32, 32)]
     return first_that_runs([partial(_at, make, size) for size in dict.fromkeys(tried)])
 

@@ -12,6 +12,8 @@ __all__ = ["LIBRARY"]
 
 _HOST = "segmentation_models_pytorch"
 _SIDE = 64
+_SIDES = {"pan": 512, "upernet": 224}
+"""px; on a smaller image a pool of theirs covers the map, or has more bins than it."""
 _ENCODER, _DECODER = "resnet18", "fpn"
 _TIMM = ("tu-convnext_atto", "tu-mobilenetv3_small_050", "tu-hrnet_w18_small")
 _LEFT_OUT = {
@@ -39,7 +41,9 @@ def _is_small(name: str) -> bool:
 
 
 def _specimen(name: str) -> Specimen:
-    return first_that_runs([partial(_at, name, side) for side in (_SIDE, 128, 224)])
+    smallest = _SIDES.get(name.partition("-")[0], _SIDE)
+    sides = [side for side in (_SIDE, 128, 224, 512) if side >= smallest]
+    return first_that_runs([partial(_at, name, side) for side in sides])
 
 
 def _at(name: str, side: int) -> Specimen:

@@ -40,11 +40,14 @@ _LEFT_OUT = {
     "XModel, where a class with a head has the same configuration": "the head's class holds it",
     "timm_backbone, timm_wrapper, vision_encoder_decoder": "they wrap other models",
 }
-_ASKED = {
-    name: {"out_indices": [3, 5, 7, 11], "num_hidden_layers": 12}
+_ASKED: dict[str, dict[str, Any]] = {
+    name: {"out_indices": [3, 5, 7, 11], "num_hidden_layers": 12, "image_size": 224}
     for name in ("BeitForSemanticSegmentation", "Data2VecVisionForSemanticSegmentation")
-}
-"""What a class asks of its configuration, whose defaults lack it."""
+} | {"UperNetForSemanticSegmentation": {"image_size": 224}}
+"""What a class asks of its configuration, whose defaults lack it.
+
+On a smaller image their pyramid of pools has more bins than the map has samples.
+"""
 
 _WRAPPERS = ("Timm", "VisionEncoderDecoder", "LightGlue")
 _INPUTS = ("pixel_values", "pixel_values_videos", "hidden_states")
