@@ -15,6 +15,7 @@ __all__ = [
     "forward_of",
     "is_own_method",
     "names_in",
+    "other_forwards",
     "replaces_forward",
 ]
 
@@ -26,6 +27,21 @@ def forward_of(module: nn.Module) -> Any:
     """Return the function that runs when the module is called, not bound to it."""
     own: Any = module.__dict__.get("forward")
     return own.__func__ if is_own_method(module, own) else type(module).forward
+
+
+def other_forwards(module: nn.Module) -> list[str]:
+    """Return the methods of its class that may be set as the forward of a module.
+
+    ultralytics' `fuse()` sets `forward_fuse`. What the forward itself calls is no other one.
+    """
+    cls = type(module)
+    called = set(names_in(forward_of(module))) | {forward_of(module).__name__}
+    return [
+        name
+        for base in cls.__mro__
+        for name, value in vars(base).items()
+        if name.startswith("forward_") and name not in called and type(value) is FunctionType
+    ]
 
 
 def is_own_method(module: nn.Module, forward: Any) -> bool:

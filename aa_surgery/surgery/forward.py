@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MethodType
 from typing import Any
 
 from torch import fx, nn
@@ -13,10 +15,11 @@ from aa_surgery.layers.calls import MergeCall
 from aa_surgery.rules import Edit
 from aa_surgery.sites import Given
 from aa_surgery.sites.code import SourceError
+from aa_surgery.sites.instance import other_forwards
 from aa_surgery.sites.kinds import is_getitem
 from aa_surgery.sites.merging import read_reshape_merge, slice_merge, sliced_steps
 from aa_surgery.sites.routes import Place, Route, Unit, route_of
-from aa_surgery.sites.tracer import WAY, trace_scopes
+from aa_surgery.sites.tracer import WAY, Trace, trace_scopes
 from aa_surgery.surgery.source import Action, Rewritten, rewritten
 
 __all__ = ["GraphEdit", "Rewrite", "rewrites"]
@@ -68,10 +71,56 @@ def rewrites(scopes: Mapping[str, tuple[nn.Module, Sequence[GraphEdit]]]) -> dic
         return {}
     return trace_scopes(
         lambda trace: {
-            path: _Writer(path, scope, trace(scope, False, _given(edits))).write(edits)
-            for path, (scope, edits) in scopes.items()
+            path: _rewrite(path, scope, edits, trace) for path, (scope, edits) in scopes.items()
         }
     )
+
+
+def _rewrite(path: str, scope: nn.Module, edits: Sequence[GraphEdit], trace: Trace) -> Rewrite:
+    graph = trace(scope, False, _given(edits))
+    result = _Writer(path, scope, graph).write(edits)
+    for other in other_forwards(scope):
+        _add_other(result, other, _twin_with(scope, other), edits, graph, trace)
+    return result
+
+
+def _twin_with(scope: nn.Module, forward: str) -> nn.Module:
+    """Return a shallow copy of a module on which another of its methods was set as its forward."""
+    twin = copy.copy(scope)
+    twin.__dict__["forward"] = MethodType(getattr(type(scope), forward), twin)
+    return twin
+
+
+def _add_other(
+    result: Rewrite,
+    name: str,
+    twin: nn.Module,
+    edits: Sequence[GraphEdit],
+    graph: fx.Graph,
+    trace: Trace,
+) -> None:
+    """Rewrite another forward in the same way, where it has the same ops."""
+    try:
+        there = trace(twin, False, _given(edits))
+        moved = [replace(e, node=_counterpart(e.node, graph, there)) for e in edits]
+        other = _Writer(name, twin, there).write(moved)
+    except NotTraceableError:
+        return  # it stays as it is; whoever sets it as the forward is told so
+    known = {method.name for method in result.methods}
+    if not known & {method.name for method in other.methods}:
+        result.methods += other.methods
+        result.children |= other.children
+        result.spare &= other.spare
+
+
+def _counterpart(name: str, graph: fx.Graph, there: fx.Graph) -> str:
+    """Return the node of another graph that is to it what `name` is to its own."""
+    kinds = {node.name: (node.op, node.target) for node in graph.nodes}
+    alike = [n for n, kind in kinds.items() if kind == kinds[name]]
+    found = [node.name for node in there.nodes if (node.op, node.target) == kinds[name]]
+    if len(found) != len(alike):
+        raise NotTraceableError(f"it has {len(found)} ops like {name}, not {len(alike)}")
+    return found[alike.index(name)]
 
 
 def _given(edits: Iterable[GraphEdit]) -> Iterable[Any]:

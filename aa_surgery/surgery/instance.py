@@ -93,8 +93,8 @@ def _leads(value: Any, module: Any, cls: type, depth: int = _DEPTH) -> bool:
 
 
 def _is_forward(method: MethodType, cls: Any) -> bool:
-    if method.__func__ is cls.forward:
-        return True
+    if method.__func__ in (cls.forward, vars(cls).get(method.__name__)):
+        return True  # the forward, or another one that was rewritten like it
     # of torch's convolutions, what changes is a method that their own forward calls
     inherited = "forward" not in vars(cls) and "_conv_forward" in vars(cls)
     return inherited and method.__func__ is cls._aa_host.forward
