@@ -35,7 +35,9 @@ def cuts_of(name: str, args: Args, info: Info, shapes: Sequence[Size], of: Origi
         shapes: Those of its results.
         of: The input as the map that the parts are of, unless it is itself a part.
     """
-    dim = args.get("dim", 0) % max(len(info.axes), 1)
+    if not info.axes:
+        return [info] * len(shapes)  # a number, `t[None]`
+    dim = args.get("dim", 0) % len(info.axes)
     axis = info.axes[dim]
     whole = size_of(axis)
     if name in ("select", "unbind"):

@@ -114,7 +114,7 @@ def read_split(node: fx.Node) -> Split | None:
             dims.append(axis)
             factors.append(following[0])
         origin.append(axis)
-    if not dims or dims[0] == 0:
+    if not dims or dims[0] == 0 or max(factors) == 1:
         return None
     rank = sum(o is not None for o in origin)
     phases = iter(range(rank, rank + len(dims)))
@@ -230,7 +230,7 @@ def _divides(size: Any, factor: Any) -> bool:
     return (
         isinstance(size, fx.Node)
         and isinstance(factor, int)
-        and factor > 1
+        and factor > 0  # 1 where one axis of several is not cut
         and size.target is operator.floordiv
         and size.args[1] is factor
     )

@@ -1,4 +1,4 @@
-"""Every detector of `effdet` that is small enough, at the smallest image that it takes."""
+"""Every detector of `effdet` that is small enough, at an image whose last map is one still."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from aa_surgery.sweep.libraries.specimen import Library, Specimen, noise
 
 __all__ = ["LIBRARY"]
 
-_SIDE = 128  # the pyramid's last map is a pixel
+_SIDE = 256  # px; the pyramid's last map has two pixels a side
+_SIDES = {"efficientdet_q0": 512, "efficientdet_q2": 512}  # one level more
 _LEFT_OUT = {
     "tf_efficientdet_*": "TensorFlow's weights for efficientdet_*, of which the first two stand "
     "for padding and names",
@@ -27,10 +28,12 @@ def _names() -> Iterable[str]:
 def _specimen(name: str) -> Specimen:
     host = import_module("effdet")
     config = host.get_efficientdet_config(name)
-    config.image_size = (_SIDE, _SIDE)
+    side = _SIDES.get(name, _SIDE)
+    config.image_size = (side, side)
     config.pretrained_backbone = False
+    config.fpn_cell_repeats = config.box_class_repeats = 1
     model = host.EfficientDet(config, pretrained_backbone=False)
-    return Specimen(model, (noise(2, 3, _SIDE, _SIDE),))
+    return Specimen(model, (noise(2, 3, side, side),))
 
 
 LIBRARY = Library("effdet", "effdet", "effdet", _names, _specimen, _LEFT_OUT)

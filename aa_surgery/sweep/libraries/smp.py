@@ -37,7 +37,9 @@ def _names() -> Iterable[str]:
 
 
 def _is_small(name: str) -> bool:
-    return name.endswith(("50", "_bn", "d", "34", "-b1", "-b2", "-b3", "lite1", "_b1", "s1", "s2"))
+    return name.endswith(
+        ("50", "_bn", "32x4d", "34", "-b1", "-b2", "-b3", "lite1", "_b1", "s1", "s2")
+    )
 
 
 def _specimen(name: str) -> Specimen:
