@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aa_surgery import apply_antialias, audit, find_sites, remove_antialias
@@ -119,3 +120,103 @@ def test_layers_taken_one_by_one_are_no_chain(net: Net) -> None:
     wanted = net(X).shape
     assert apply_antialias(net)(X).shape == wanted
     assert audit(net, X).ok
+
+
+class Downsampling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.common(F.relu(self.conv(x)))
+
+    def common(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+class SharingAHelper(Downsampling):
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        return self.common(self.common(self.conv(x)))
+
+
+class OfAnotherMap(Downsampling):
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+class InAnotherOrder(Downsampling):
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        return self.conv(F.relu(x))
+
+
+class InALoop(Downsampling):
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        for _ in range(2):
+            x = F.relu(x - 1)
+        return x
+
+
+class NoMethod(Downsampling):
+    forward_fuse = property(lambda self: 1)
+
+
+class Exiting(Downsampling):
+    def forward_service(self, x: Tensor) -> Tensor:
+        raise SystemExit("called by nobody")
+
+
+@pytest.mark.parametrize(
+    "cls", [SharingAHelper, OfAnotherMap, InAnotherOrder, InALoop, NoMethod, Exiting]
+)
+@torch.no_grad()
+def test_what_does_something_else_is_left_as_it_is(cls: type[nn.Module]) -> None:
+    net: Any = cls().eval()
+    other = getattr(net, "forward_fuse", None)
+    expected, others = net(X), other(X) if callable(other) and cls is OfAnotherMap else None
+    apply_antialias(net, filter="identity")
+    torch.testing.assert_close(net(X), expected, rtol=1e-5, atol=1e-6)
+    if others is not None:
+        assert torch.equal(net.forward_fuse(X), others)
+
+
+class TakenApart(nn.Module):
+    """Calls its body as a whole or by parts; it decides on values, so no trace tells which."""
+
+    way = "whole"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU6())
+        self.tail = nn.Conv2d(4, 4, 3, 1, 1)
+
+    def checked(self, x: Tensor) -> Tensor:
+        return x if bool(x.isnan().any()) else x + 0
+
+
+class Whole(TakenApart):
+    def forward(self, x: Tensor) -> Tensor:
+        for part in (self.body, self.tail):
+            x = part(self.checked(x))
+        return x
+
+
+class WholeByForward(TakenApart):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.body.forward(self.checked(x)))
+
+
+class WholeAndAPart(TakenApart):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.body(self.checked(x))) + self.body[0](x).mean()
+
+
+@pytest.mark.parametrize("cls", [Whole, WholeByForward, WholeAndAPart])
+@torch.no_grad()
+def test_a_container_is_a_chain_unless_its_parts_are_called(cls: type[nn.Module]) -> None:
+    net = cls().eval()
+    (site,) = find_sites(net)
+    assert (site.activation is None) == (cls is WholeAndAPart)
+    expected = net(X)
+    apply_antialias(net, filter="identity")
+    torch.testing.assert_close(net(X), expected, rtol=1e-5, atol=1e-6)

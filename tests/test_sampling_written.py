@@ -171,6 +171,14 @@ class GroupsOfChannelsCompared(Net):
         return x.tile(1, 2, 1, 1).view(n, c // 2, 2, h, w).amax(2)
 
 
+@among(KEPT)
+class GroupsOfFeaturesCompared(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.maps(x).flatten(2).transpose(1, 2)
+        n, length, c = tokens.shape
+        return tokens.view(n, length, 2, c // 2).amax(2)
+
+
 @among(NAMED)
 class WindowOrder(Net):
     """Tokens whose phases stand in front, as Hiera's queries."""

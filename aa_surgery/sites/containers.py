@@ -1,4 +1,4 @@
-"""Whether a container is called, where the forward around it could not be traced.
+"""Whether a container is called as a whole, where the forward around it could not be traced.
 
 The parts of an `nn.Sequential` follow each other only if it is called. Many forwards take them one
 by one instead, and give one what an earlier one made (`for layer in self.model: x = layer(...)`).
@@ -14,51 +14,51 @@ from typing import Any
 from aa_surgery.sites.code import SourceError, definition_of
 from aa_surgery.sites.linking import inner_function, is_foreign
 
-__all__ = ["is_called_by"]
+__all__ = ["is_taken_apart"]
+
+Names = frozenset[str]
 
 
-def is_called_by(cls: Any, name: str) -> bool:
-    """Tell whether a method of a class calls the attribute `name`, as far as its source says.
+def is_taken_apart(cls: Any, name: str) -> bool:
+    """Tell whether the methods of a class take the parts of the attribute `name` one by one.
 
-    A method whose source cannot be read is taken to.
+    So they do where they call one of them, `self.body[0](x)`, or where they go through them and
+    never call the whole. Whatever else the source does with it counts as a call.
     """
-    return name in _called(cls)
-
-
-class _Anything(frozenset[str]):
-    def __contains__(self, name: object) -> bool:
-        return True
+    parts, gone_through, called = _uses(cls)
+    return name in parts or (name in gone_through and name not in called)
 
 
 @lru_cache(maxsize=1024)
-def _called(cls: Any) -> frozenset[str]:
-    found: set[str] = set()
+def _uses(cls: Any) -> tuple[Names, Names, Names]:
+    """Return the attributes of which parts are called, that are gone through, that are called."""
+    parts: set[str] = set()
+    gone_through: set[str] = set()
+    called: set[str] = set()
     for base in cls.__mro__:
         for value in () if is_foreign(base) else vars(base).values():
             function = inner_function(getattr(value, "__func__", value))
-            if not isinstance(function, FunctionType):
+            if not isinstance(function, FunctionType) or function.__name__ == "__init__":
                 continue
             try:
                 definition = definition_of(function)
             except SourceError:
-                if function.__name__ != "<lambda>":
-                    return _Anything()
-                continue
+                continue  # what cannot be read is taken to call it
             for node in ast.walk(definition):
-                if isinstance(node, ast.Call):
-                    found |= _names_in(node)
-    return frozenset(found)
+                if isinstance(node, ast.For | ast.comprehension):
+                    gone_through |= _attributes([node.iter])
+                elif isinstance(node, ast.Call):
+                    held = [*node.args, *(k.value for k in node.keywords)]
+                    looks = isinstance(node.func, ast.Name) and node.func.id in _LOOKING
+                    (gone_through if looks else called).update(_attributes(held))
+                    called |= _attributes([node.func])
+                    if isinstance(node.func, ast.Subscript):
+                        parts |= _attributes([node.func.value])
+    return frozenset(parts), frozenset(gone_through), frozenset(called)
 
 
-def _names_in(call: ast.Call) -> set[str]:
-    """Return the attributes that a call calls, or hands to a function (`checkpoint(self.body, x)`).
-
-    Not what it hands to `len`, `range`, `enumerate` and the like.
-    """
-    called = {call.func.attr} if isinstance(call.func, ast.Attribute) else set()
-    if isinstance(call.func, ast.Name) and call.func.id in _LOOKING:
-        return called
-    return called | {a.attr for a in call.args if isinstance(a, ast.Attribute)}
+_LOOKING = frozenset("len range enumerate zip reversed list tuple iter".split())
 
 
-_LOOKING = frozenset("len range enumerate zip reversed list tuple iter isinstance hasattr".split())
+def _attributes(nodes: list[Any]) -> Names:
+    return frozenset(node.attr for node in nodes if isinstance(node, ast.Attribute))

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from aa_surgery.errors import NotTraceableError
 from aa_surgery.layers.downsample import Downsample
-from aa_surgery.sites.containers import is_called_by
+from aa_surgery.sites.containers import is_taken_apart
 from aa_surgery.sites.instance import forward_of, replaces_forward
 from aa_surgery.sites.kinds import (
     is_container,
@@ -88,12 +88,12 @@ class Flow:
                 self._calls[id(_child(self.modules[path], node))].remove(Spot(path, node))
 
     def _takes_parts_one_by_one(self, path: str) -> bool:
-        """Tell of a container whether the forward around it, unread, does not call it."""
+        """Tell of a container whether the forward around it, unread, calls its parts."""
         around, _, name = path.rpartition(".")
         unread = around in self.failures and is_container(self.modules[path])
         if not path or not unread or self._calls[id(self.modules[path])]:
             return False
-        return not is_called_by(type(self.modules[around]), name)
+        return is_taken_apart(type(self.modules[around]), name)
 
     def _trace(self, path: str, module: nn.Module, trace: Trace) -> None:
         if replaces_forward(module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from inspect import getattr_static
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -30,18 +31,18 @@ def forward_of(module: nn.Module) -> Any:
 
 
 def other_forwards(module: nn.Module) -> list[str]:
-    """Return the methods of its class that may be set as the forward of a module.
+    """Return the methods of its class that `fuse()` may set as the forward of a module.
 
-    ultralytics' `fuse()` sets `forward_fuse`. What the forward itself calls is no other one.
+    ultralytics sets `forward_fuse`. Of other names it is not known that anybody does, and to trace
+    a method is to run it. What the forward itself calls is no other one.
     """
     cls = type(module)
     called = set(names_in(forward_of(module))) | {forward_of(module).__name__}
-    return [
-        name
-        for base in cls.__mro__
-        for name, value in vars(base).items()
-        if name.startswith("forward_") and name not in called and type(value) is FunctionType
-    ]
+    names = [name for name in dir(cls) if name.startswith(_FUSED) and name not in called]
+    return [name for name in names if type(getattr_static(cls, name)) is FunctionType]
+
+
+_FUSED = "forward_fuse"
 
 
 def is_own_method(module: nn.Module, forward: Any) -> bool:

@@ -154,7 +154,8 @@ def read_phase_pool(node: fx.Node) -> dict[str, Any] | None:
         return None
     count = shape[dim + 1]
     divided = isinstance(count, fx.Node) and count.target is operator.floordiv
-    if count != -1 and not (divided and count.args[1] == shape[dim]):
+    behind = dim + 2 < len(shape)  # else it is the channels that are counted
+    if count != -1 and not (divided and behind and count.args[1] == shape[dim]):
         return None
     return dict(
         op=REDUCTIONS[_name(node)],

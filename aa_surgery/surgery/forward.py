@@ -18,6 +18,7 @@ from aa_surgery.sites.code import SourceError
 from aa_surgery.sites.instance import other_forwards
 from aa_surgery.sites.kinds import is_getitem
 from aa_surgery.sites.merging import read_reshape_merge, slice_merge, sliced_steps
+from aa_surgery.sites.roles import role_of_module
 from aa_surgery.sites.routes import Place, Route, Unit, route_of
 from aa_surgery.sites.tracer import WAY, Trace, trace_scopes
 from aa_surgery.surgery.source import Action, Rewritten, rewritten
@@ -99,28 +100,39 @@ def _add_other(
     graph: fx.Graph,
     trace: Trace,
 ) -> None:
-    """Rewrite another forward in the same way, where it has the same ops."""
+    """Rewrite another forward in the same way, where it has the same ops, norms aside."""
     try:
         there = trace(twin, False, _given(edits))
-        moved = [replace(e, node=_counterpart(e.node, graph, there)) for e in edits]
+        moved = [replace(e, node=_counterpart(e.node, graph, there, twin)) for e in edits]
         other = _Writer(name, twin, there).write(moved)
     except NotTraceableError:
         return  # it stays as it is; whoever sets it as the forward is told so
-    known = {method.name for method in result.methods}
-    if not known & {method.name for method in other.methods}:
+    if [method.name for method in other.methods] == [name]:  # or helpers would serve both
         result.methods += other.methods
         result.children |= other.children
         result.spare &= other.spare
 
 
-def _counterpart(name: str, graph: fx.Graph, there: fx.Graph) -> str:
-    """Return the node of another graph that is to it what `name` is to its own."""
-    kinds = {node.name: (node.op, node.target) for node in graph.nodes}
-    alike = [n for n, kind in kinds.items() if kind == kinds[name]]
-    found = [node.name for node in there.nodes if (node.op, node.target) == kinds[name]]
-    if len(found) != len(alike):
-        raise NotTraceableError(f"it has {len(found)} ops like {name}, not {len(alike)}")
-    return found[alike.index(name)]
+def _counterpart(name: str, graph: fx.Graph, there: fx.Graph, scope: nn.Module) -> str:
+    """Return the one node of another graph that makes the same of the input as `name` does."""
+    made = {node.name: _made_of(node, scope) for node in graph.nodes}
+    found = [node.name for node in there.nodes if _made_of(node, scope) == made[name]]
+    if len(found) != 1 or list(made.values()).count(made[name]) != 1:
+        raise NotTraceableError(f"it has {len(found)} ops like {name}")
+    return found[0]
+
+
+def _made_of(node: fx.Node, scope: nn.Module) -> tuple[Any, ...]:
+    """Return the ops from the input to a node, norms aside; each reads the one before it."""
+    chain: list[Any] = []
+    here: fx.Node | None = node
+    while here is not None and here.op != "placeholder":
+        module = scope.get_submodule(str(here.target)) if here.op == "call_module" else None
+        if module is None or role_of_module(module) != "norm":
+            chain.append((here.op, here.target, len(here.all_input_nodes)))
+        inputs = here.all_input_nodes
+        here = inputs[0] if inputs else None
+    return tuple(chain)
 
 
 def _given(edits: Iterable[GraphEdit]) -> Iterable[Any]:
