@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -132,7 +133,149 @@ class OrderOfParts(nn.Module):
         return first.pooled(x) if isinstance(first, Pooling) else first(x)
 
 
+def pooled(module: Any, x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 2, module.step)
+
+
+class Helper:
+    def __call__(self, module: Any, x: Tensor) -> Tensor:
+        return pooled(module, x)
+
+    def pool(self, module: Any, x: Tensor) -> Tensor:
+        return pooled(module, x)
+
+
+class Given:
+    """A descriptor."""
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
+        return owner.given
+
+
+TABLE = {"pool": pooled}
+PARTIAL = partial(pooled)
+HELPER = Helper()
+READ_STEP = attrgetter("step")
+
+
+class Stepping(nn.Module):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+
+class CachedMethod(Stepping):
+    @lru_cache  # noqa: B019
+    def stride(self) -> int:
+        return self.step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2, self.stride())
+
+
+class Descriptor(nn.Module):
+    stride: Any = Given()
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.given = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2, self.stride)
+
+
+class FromATable(Stepping):
+    def forward(self, x: Tensor) -> Tensor:
+        return TABLE["pool"](self, x)
+
+
+class ByAPartial(Stepping):
+    def forward(self, x: Tensor) -> Tensor:
+        return PARTIAL(self, x)
+
+
+class ByADefault(Stepping):
+    def pooling(self, x: Tensor, function: Any = pooled) -> Tensor:
+        return function(self, x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pooling(x)
+
+
+class ByAnAttribute(Stepping):
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.function = pooled
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+class ByAnObject(Stepping):
+    def forward(self, x: Tensor) -> Tensor:
+        return HELPER.pool(self, x)
+
+
+class ByACallableObject(Stepping):
+    def forward(self, x: Tensor) -> Tensor:
+        return HELPER(self, x)
+
+
+class ByASharedObject(Stepping):
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.helper = HELPER
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.helper.pool(self, x)
+
+
+class ByAnAttrgetter(Stepping):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2, READ_STEP(self))
+
+
+class Parameters(nn.Module):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([torch.ones(3, 3, 3, 3)] * (step - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight in self.weights:
+            x = F.conv2d(x, weight, stride=2, padding=1)
+        return x
+
+
+class ForwardOfAPart(nn.Module):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(2, step)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool.forward(x)
+
+
+class NumberInATensor(nn.Module):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.held = [torch.tensor(step)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2, int(self.held[0]))
+
+
+class Matching(Stepping):
+    def forward(self, x: Tensor) -> Tensor:
+        match self:
+            case Stepping(step=2):
+                return F.max_pool2d(x, 2)
+        return x
+
+
 ALIKE = (
+    *(CachedMethod, Descriptor, FromATable, ByAPartial, ByADefault, ByAnAttribute, ByAnObject),
+    *(ByACallableObject, ByASharedObject, ByAnAttrgetter, Parameters, ForwardOfAPart),
+    *(NumberInATensor, Matching),
     *(MethodOfAPart, MethodOfAPartInAList, LengthOfAPart, IndexOfAPart, CachedProperty),
     *(SuperOfTorch, ConvForward, Unregistered, ObjectOfOptions, OrderOfParts),
 )

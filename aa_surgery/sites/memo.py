@@ -11,15 +11,18 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from aa_surgery.errors import NotTraceableError
+from aa_surgery.sites.copies import is_library
 from aa_surgery.sites.instance import forward_of
-from aa_surgery.sites.names import PARTS, TENSORS, Names, names_read, own_classes
+from aa_surgery.sites.linking import is_foreign
+from aa_surgery.sites.names import PARTS, TENSORS, Names, functions_in, names_read
 from aa_surgery.sites.site import Given
 
 __all__ = ["INTERNAL", "Memo", "Paths"]
@@ -28,6 +31,7 @@ _PLAIN = frozenset((bool, int, float, str, type(None), type))
 _MODE = frozenset(("training",))
 INTERNAL = frozenset(nn.Module().__dict__) - _MODE
 """The attributes that torch keeps of every module."""
+_TENSOR_LISTS = (nn.ParameterList, nn.ParameterDict)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 Result = fx.Graph | NotTraceableError
@@ -73,10 +77,12 @@ class Memo:
         return result
 
     def _classes_in(self, module: nn.Module) -> frozenset[type]:
-        """Return the users' classes among a module and its parts, whose methods it can call."""
+        """Return the classes of a module, its parts, and what they hold; it can call theirs."""
         found = self._classes.get(id(module))
         if found is None:
-            self._classes[id(module)] = found = own_classes(type(module))  # or a circle has no end
+            held: set[Any] = {type(value) for value in module.__dict__.values()} - _PLAIN
+            found = frozenset((type(module), *(kind for kind in held if not _is_library(kind))))
+            self._classes[id(module)] = found  # or a circle has no end
             parts = [part for part in module._modules.values() if part is not None]
             self._classes[id(module)] = found = found.union(*map(self._classes_in, parts))
         return found
@@ -155,7 +161,7 @@ class _Facts:
         names, own = self._names, module.__dict__
         fields = (own.keys() - INTERNAL if names is None else own.keys() & names) - aside
         held = {**own["_parameters"], **own["_buffers"]}
-        if not self._any_tensor:
+        if not (self._any_tensor or isinstance(module, _TENSOR_LISTS)):
             held = {name: held[name] for name in held.keys() & (names or ())}
         parts = own["_modules"]
         if not (self._any_part or isinstance(module, _CONTAINERS)):
@@ -176,19 +182,31 @@ class _Facts:
             return "again", first
         return type(part), "forward" in part.__dict__, self._of(part)
 
-    def _fact(self, value: Any) -> Any:
+    def _fact(self, value: Any, inside: bool = False) -> Any:
         kind = type(value)
         if kind in _PLAIN:
             return value if kind is str or value is None else (kind, value)
         if isinstance(value, nn.Module):
             return ("again", self._seen[id(value)]) if id(value) in self._seen else _Same(value)
-        if isinstance(value, torch.Tensor):
-            return "tensor", tuple(value.shape)
-        if isinstance(value, tuple | list):
-            return kind, tuple(self._fact(item) for item in value)
+        if isinstance(value, torch.Tensor):  # one in a list is shown with its values
+            return _Same(value) if inside else ("tensor", tuple(value.shape))
+        if kind is tuple or kind is list:
+            return kind, tuple(self._fact(item, True) for item in value)
         if kind is dict:
-            return kind, tuple((key, self._fact(item)) for key, item in value.items())
-        return _Same(value)
+            return kind, tuple((key, self._fact(item, True)) for key, item in value.items())
+        # what a function reads that an instance holds, its class cannot say
+        return _Same(object() if _is_function(value) else value)
+
+
+def _is_function(value: Any) -> bool:
+    """Tell whether a value is a user's function, or one with arguments filled in."""
+    callable_ = type(value) is FunctionType or type(value).__module__ == "functools"
+    return callable_ and not all(map(is_foreign, functions_in(value)))
+
+
+@cache
+def _is_library(kind: Any) -> bool:
+    return is_library(kind.__module__)
 
 
 class _Same:

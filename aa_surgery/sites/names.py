@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dis
+import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import dropwhile
+from operator import attrgetter, methodcaller
 from typing import Any
 
+import torch
 from torch import nn
 
+from aa_surgery.sites.copies import PLAIN_KINDS, is_library
 from aa_surgery.sites.linking import cell_contents, inner_function, is_foreign
 
-__all__ = ["PARTS", "TENSORS", "Names", "names_read", "own_classes"]
+__all__ = ["PARTS", "TENSORS", "Names", "functions_in", "names_read"]
 
 Names = frozenset[str] | None
 """Names of attributes; None: it may read any."""
@@ -36,30 +40,30 @@ def names_read(classes: frozenset[type], forward: Any) -> Names:
     """Return the names of all attributes that a forward can read, of its module or of a part.
 
     Args:
-        classes: The class of the module, and those of its parts: whose methods it can call.
+        classes: The classes of the module, of its parts, and of what these hold: whose methods it
+            can call.
         forward: The function that runs.
     """
+    search = _Search(frozenset(b for cls in classes for b in cls.__mro__ if b not in _BARE))
+    waiting: list[Any] = [forward, *search.called_by_syntax()]
     seen: set[int] = set()
-    names: set[str] = set()
-    classes = frozenset(base for cls in classes for base in cls.__mro__ if base not in _BARE)
-    waiting: list[Any] = [forward, *(f for cls in classes for f in _called_by_syntax(cls))]
     while waiting:
         function = waiting.pop()
-        if id(function) in seen or not isinstance(function, types.FunctionType):
+        if function is ANYTHING:
+            return None
+        if id(function) in seen:
             continue
         seen.add(id(function))
-        waiting += [cell_contents(cell) for cell in function.__closure__ or ()]
-        waiting.append(inner_function(function))
+        held = [cell_contents(cell) for cell in function.__closure__ or ()]
+        held += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        waiting += [f for value in held for f in functions_in(value)]
+        waiting += functions_in(inner_function(function))
         if is_foreign(function) and not function.__module__.startswith(_LAYERS):
             continue
-        for name in _names_in(function.__code__):
-            if name in names:
-                continue
-            names.add(name)
-            waiting += _functions_called(name, classes, function.__globals__)
-        if names & _REFLECTING or _asks_by_a_computed_name(function.__code__):
+        waiting += search.read_by(function)
+        if search.names & _REFLECTING or _asks_by_a_computed_name(function.__code__):
             return None
-    return frozenset(names)
+    return frozenset(search.names)
 
 
 # of containers, all parts count
@@ -67,16 +71,50 @@ _BARE = (object, nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _LAYERS = "torch.nn.modules"
 
 
-def own_classes(cls: type) -> frozenset[type]:
-    """Return the class, if it is a user's: a trace enters no method of a part of torch's."""
-    return frozenset() if is_foreign(cls) else frozenset((cls,))
+class _Search:
+    """Looks names up wherever code that was reached could: in classes, and in modules."""
 
+    def __init__(self, classes: frozenset[type]) -> None:
+        self.names: set[str] = set()
+        self._classes = classes
+        self._spaces: dict[int, dict[str, Any]] = {}
 
-def _called_by_syntax(cls: type) -> Iterator[Any]:
-    """Yield the methods of a user's class that no name stands for: `part[0]`, `for x in part`."""
-    for name, value in {} if is_foreign(cls) else vars(cls).items():
-        if name.startswith("__") and name not in _MAKING:
-            yield from _functions_of(value)
+    def called_by_syntax(self) -> Iterator[Any]:
+        """Yield the methods of users' classes that no name stands for: `part[0]`, `x in part`."""
+        for cls in self._classes:
+            for name, value in {} if is_library(cls.__module__) else vars(cls).items():
+                if name.startswith("__") and name not in _MAKING:
+                    yield from functions_in(value)
+
+    def read_by(self, function: types.FunctionType) -> Iterator[Any]:
+        """Note the names in a function's code, and yield the functions that they can stand for."""
+        yield from self._look_in(function.__globals__)
+        for name in set(_names_in(function.__code__)) - self.names:
+            self.names.add(name)
+            for cls in self._classes:
+                yield from functions_in(vars(cls).get(name))
+            for space in list(self._spaces.values()):
+                yield from self._found(space.get(name))
+            if "." in name or name in sys.modules:  # imported within the function
+                yield from self._found(sys.modules.get(name))
+
+    def _look_in(self, space: dict[str, Any]) -> Iterator[Any]:
+        if id(space) in self._spaces:
+            return
+        self._spaces[id(space)] = space
+        for value in [v for v in space.values() if type(v) is types.ModuleType]:
+            if not is_library(value.__name__):
+                self._spaces.setdefault(id(vars(value)), vars(value))
+        for name in list(self.names):
+            for held in list(self._spaces.values()):
+                yield from self._found(held.get(name))
+
+    def _found(self, value: Any) -> Iterator[Any]:
+        if type(value) is types.ModuleType:
+            if not is_library(value.__name__):
+                yield from self._look_in(vars(value))
+        else:
+            yield from functions_in(value)
 
 
 _MAKING = ("__init__", "__new__", "__init_subclass__", "__repr__", "__setstate__", "__getstate__")
@@ -87,22 +125,26 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names_in(constant)
-        elif isinstance(constant, str) and constant.isidentifier():
-            yield constant
+        for word in constant if isinstance(constant, tuple) else (constant,):
+            if isinstance(word, str) and word.isidentifier():
+                yield word
 
 
 def _asks_by_a_computed_name(code: types.CodeType) -> bool:
-    """Tell whether `getattr` is given a name that does not stand in the code, or is handed on."""
+    """Tell whether `getattr` is given a name that does not stand in the code, or is handed on.
+
+    So is `hasattr`.
+    """
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return _hands_getattr_on(code) or any(map(_asks_by_a_computed_name, inner))
 
 
 def _hands_getattr_on(code: types.CodeType) -> bool:
-    if "getattr" not in (*code.co_names, *code.co_freevars, *code.co_varnames):
+    if _ASKING.isdisjoint((*code.co_names, *code.co_freevars, *code.co_varnames)):
         return False  # to take it apart would be slow
     steps = [i for i in dis.get_instructions(code) if i.opname not in _SILENT]
     for number, step in enumerate(steps):
-        if step.argval != "getattr" or not step.opname.startswith("LOAD_"):
+        if step.argval not in _ASKING or not step.opname.startswith("LOAD_"):
             continue
         rest = steps[number + 1 :]
         if rest and rest[0].opname.startswith("LOAD_"):  # the object, or a path to it
@@ -112,22 +154,32 @@ def _hands_getattr_on(code: types.CodeType) -> bool:
     return False
 
 
+_ASKING = frozenset(("getattr", "hasattr"))
 _SILENT = ("CACHE", "PUSH_NULL", "RESUME", "PRECALL", "EXTENDED_ARG", "NOP")
 
 
-def _functions_called(name: str, classes: Iterable[type], names: dict[str, Any]) -> Iterator[Any]:
-    """Yield the functions that a name can stand for: of a class, of a module, in a module."""
-    for cls in classes:
-        yield from _functions_of(vars(cls).get(name))
-    yield names.get(name)
-    for held in names.values():
-        if type(held) is types.ModuleType and not held.__name__.startswith(("torch", "numpy")):
-            yield vars(held).get(name)
+ANYTHING = object()
+"""Stands for a function that may read any attribute."""
+_WITHIN = ("__func__", "fget", "fset", "func", "__wrapped__", "dispatcher")
 
 
-def _functions_of(value: Any) -> Iterator[Any]:
-    """Yield the functions within a class's attribute: a method, a property, a cached one."""
-    if isinstance(value, types.FunctionType):
+def functions_in(value: Any, depth: int = 2) -> Iterator[Any]:
+    """Yield the functions in a value: a method, a property, a table's, an object's."""
+    kind: Any = type(value)
+    if kind is types.FunctionType:
         yield value
-    elif value is not None:
-        yield from (getattr(value, part, None) for part in ("__func__", "fget", "fset", "func"))
+    elif kind is attrgetter or kind is methodcaller:
+        yield ANYTHING
+    elif kind in PLAIN_KINDS or isinstance(value, nn.Module | torch.Tensor) or not depth:
+        return
+    elif isinstance(value, dict | list | tuple | set | frozenset):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from functions_in(item, depth - 1)
+    elif kind.__module__ in ("builtins", "functools"):
+        for part in _WITHIN:
+            yield from functions_in(getattr(value, part, None), depth)
+    else:
+        cls = value if isinstance(value, type) else kind
+        if not (is_library(cls.__module__) or is_foreign(cls) or issubclass(cls, nn.Module)):
+            for held in vars(cls).values():
+                yield from functions_in(held, 1 if callable(held) else 0)
