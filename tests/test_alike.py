@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from functools import cached_property, lru_cache, partial
 from operator import attrgetter
 from typing import Any
@@ -216,6 +217,20 @@ class ByAnObject(Stepping):
         return HELPER.pool(self, x)
 
 
+class Kind(Enum):
+    """Its members are attributes of its class."""
+
+    MAX = "max"
+
+    def pool(self, module: Any, x: Tensor) -> Tensor:
+        return pooled(module, x)
+
+
+class ByAnEnum(Stepping):
+    def forward(self, x: Tensor) -> Tensor:
+        return Kind.MAX.pool(self, x)
+
+
 class ByACallableObject(Stepping):
     def forward(self, x: Tensor) -> Tensor:
         return HELPER(self, x)
@@ -274,7 +289,7 @@ class Matching(Stepping):
 
 ALIKE = (
     *(CachedMethod, Descriptor, FromATable, ByAPartial, ByADefault, ByAnAttribute, ByAnObject),
-    *(ByACallableObject, ByASharedObject, ByAnAttrgetter, Parameters, ForwardOfAPart),
+    *(ByACallableObject, ByASharedObject, ByAnAttrgetter, ByAnEnum, Parameters, ForwardOfAPart),
     *(NumberInATensor, Matching),
     *(MethodOfAPart, MethodOfAPartInAList, LengthOfAPart, IndexOfAPart, CachedProperty),
     *(SuperOfTorch, ConvForward, Unregistered, ObjectOfOptions, OrderOfParts),

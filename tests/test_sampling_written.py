@@ -172,6 +172,16 @@ class GroupsOfChannelsCompared(Net):
 
 
 @among(KEPT)
+class RadixSummed(Net):
+    """As ResNeSt's split attention writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maps(x)
+        n, c, h, w = x.shape
+        return x.reshape((n, 2, c // 2, h, w)).sum(dim=1)
+
+
+@among(KEPT)
 class GroupsOfFeaturesCompared(Net):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.maps(x).flatten(2).transpose(1, 2)

@@ -45,7 +45,7 @@ def read_node(spot: Spot, flow: Flow) -> dict[str, Any] | None:
 
     if node.op == "call_method" or node.target is torch.reshape:
         found = read_merge(node) or read_pooled_view(node, ask)
-        found = found or read_phase_pool(node) or read_window(node, ask)
+        found = found or read_phase_pool(node, ask) or read_window(node, ask)
         if found is not None:
             return None if is_put_back(spot, flow) else found
     if node.op not in ("call_method", "call_function"):

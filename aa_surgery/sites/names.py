@@ -163,7 +163,7 @@ ANYTHING = object()
 _WITHIN = ("__func__", "fget", "fset", "func", "__wrapped__", "dispatcher")
 
 
-def functions_in(value: Any, depth: int = 2) -> Iterator[Any]:
+def functions_in(value: Any, depth: int = 3) -> Iterator[Any]:
     """Yield the functions in a value: a method, a property, a table's, an object's."""
     kind: Any = type(value)
     if kind is types.FunctionType:
@@ -177,9 +177,9 @@ def functions_in(value: Any, depth: int = 2) -> Iterator[Any]:
             yield from functions_in(item, depth - 1)
     elif kind.__module__ in ("builtins", "functools"):
         for part in _WITHIN:
-            yield from functions_in(getattr(value, part, None), depth)
+            yield from functions_in(getattr(value, part, None), depth - 1)
     else:
         cls = value if isinstance(value, type) else kind
         if not (is_library(cls.__module__) or is_foreign(cls) or issubclass(cls, nn.Module)):
             for held in vars(cls).values():
-                yield from functions_in(held, 1 if callable(held) else 0)
+                yield from functions_in(held, depth - 1)

@@ -140,7 +140,7 @@ def _values_of(node: fx.Node) -> fx.Node:
     return user if picks or (user.target is getattr and user.args[1] == "values") else node
 
 
-def read_phase_pool(node: fx.Node) -> dict[str, Any] | None:
+def read_phase_pool(node: fx.Node, ask: Ask) -> dict[str, Any] | None:
     """Read a pool of tokens in window order: `x.view(B, 4, -1, C).amax(1)` (Hiera).
 
     The reduced axis has a fixed size, and those behind it are counted: by -1, or `n // 4`.
@@ -154,8 +154,11 @@ def read_phase_pool(node: fx.Node) -> dict[str, Any] | None:
         return None
     count = shape[dim + 1]
     divided = isinstance(count, fx.Node) and count.target is operator.floordiv
-    behind = dim + 2 < len(shape)  # else it is the channels that are counted
-    if count != -1 and not (divided and behind and count.args[1] == shape[dim]):
+    if divided:  # of tokens; of a map, and in the last axis, it is the channels that are counted
+        behind = dim + 2 < len(shape) and ask(view.args[0]).kind == "moved"  # type: ignore[arg-type]
+        if not behind or count.args[1] != shape[dim]:
+            return None
+    elif count != -1:
         return None
     return dict(
         op=REDUCTIONS[_name(node)],
