@@ -25,7 +25,8 @@ from aa_surgery.sites.tracer import WAY
 
 __all__ = ["reached"]
 
-_ADAPTING = ("max_pool", "avg_pool")  # what is called in their stead asks for the stride itself
+# what is called in their stead asks for the stride, or the ratio, itself
+_ADAPTING = ("max_pool", "avg_pool", "interpolate")
 _WAY_OUT = "do it in a module (nn.MaxPool2d, nn.Conv2d, ...), or blur before it by hand"
 
 Key = tuple[str, Place]

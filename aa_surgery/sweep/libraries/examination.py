@@ -70,7 +70,7 @@ class Examination:
 
     def pickle_unused(self) -> None:
         """Pickle the model before it has run: transformers' then hold hooks that cannot be."""
-        self.untouched_pickle = _attempt(lambda: pickle.dumps(self.model))
+        self.untouched_pickle = _attempt(lambda: pickle.loads(pickle.dumps(self.model)))
         self.treated_pickle = _attempt(self._pickled_treated)
 
     def _pickled_treated(self) -> bytes:
