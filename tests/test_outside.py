@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import aa_surgery
 from aa_surgery.errors import InputError, PatternError
+from aa_surgery.surgery.classes import Antialiased
 from aa_surgery.sweep import Row, libraries, read_results
 from aa_surgery.sweep.libraries import LAWS, LIBRARIES, Specimen, examine_specimen
 from aa_surgery.sweep.libraries.comparing import error_of
@@ -112,10 +114,22 @@ def test_the_audit_law_and_the_law_of_false_blurs_can_break(
     assert "no false blur" in broken
 
 
-def test_merging_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_is_compared() -> None:
+    def merge(model: Any) -> None:
+        if any(isinstance(part, Antialiased) for part in model.modules()):
+            model[6].bias.data.add_(1.0)
+
+    specimen = small()
+    specimen.merge = merge
+    assert "merged after surgery" in examine_specimen(specimen)[2]["merge"]
+
+
+def test_a_merge_that_changes_the_untouched_model_is_not_asked_of_ours() -> None:
     specimen = small()
     specimen.merge = lambda model: model[6].bias.data.add_(1.0)
-    assert "merged after surgery" in examine_specimen(specimen)[2]["merge"]
+    found, held, broken = examine_specimen(specimen)
+    assert "merge" not in (*held, *broken)
+    assert any("merging the untouched model" in note for note in found.notes)
 
 
 def test_a_model_that_does_not_run_is_a_row_and_no_failure_of_ours(
