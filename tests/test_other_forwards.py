@@ -183,8 +183,6 @@ def test_what_does_something_else_is_left_as_it_is(cls: type[nn.Module]) -> None
 class TakenApart(nn.Module):
     """Calls its body as a whole or by parts; it decides on values, so no trace tells which."""
 
-    way = "whole"
-
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU6())

@@ -70,6 +70,35 @@ class Unflattened(Net):
         return self.maps(x).unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).mean((3, 5))
 
 
+@among(TREATED)
+class RatiosOfOneLine(Net):
+    """As CoaT writes it: one line resizes by several ratios."""
+
+    def resized(self, x: Tensor, ratio: float) -> Tensor:
+        return F.interpolate(x, scale_factor=ratio, mode="bilinear")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maps(x)
+        return self.resized(x, 0.5) + self.resized(self.resized(x, 0.25), 2.0)
+
+
+class RatiosOfOneLineNearest(RatiosOfOneLine):
+    """What precedes a nearest resizing is made for one ratio."""
+
+    def resized(self, x: Tensor, ratio: float) -> Tensor:
+        return F.interpolate(x, scale_factor=ratio)
+
+
+class RatiosOfOneLineBicubic(RatiosOfOneLine):
+    """torch enlarges a map with other weights where it may low-pass."""
+
+    def resized(self, x: Tensor, ratio: float) -> Tensor:
+        return F.interpolate(x, scale_factor=ratio, mode="bicubic")
+
+
+NAMED.update({cls.__name__: cls for cls in (RatiosOfOneLineNearest, RatiosOfOneLineBicubic)})
+
+
 @among(NAMED)
 class Deviation(Net):
     def forward(self, x: Tensor) -> Tensor:

@@ -104,8 +104,11 @@ def _imported(function: types.FunctionType) -> tuple[str, ...]:
         name
         for name in found
         if isinstance(names[name], types.ModuleType)
-        or getattr(names[name], "__module__", home) != home
+        or (isinstance(names[name], _DEFINED) and names[name].__module__ != home)
     )
+
+
+_DEFINED = (types.FunctionType, types.BuiltinFunctionType, type)
 
 
 def _defined_in(

@@ -31,6 +31,7 @@ _SHARED = frozenset(("logging", "threading", "multiprocessing", "asyncio", "conc
 Show = Callable[[Any], Any]
 
 
+@cache
 def is_library(module: str) -> bool:
     """Tell whether a module is Python's own, torch's, numpy's or ours."""
     head = module.partition(".")[0]

@@ -77,7 +77,7 @@ def way_to(
     while frame is not None:
         code = frame.f_code
         by_module = not steps and not to_module and called.startswith(_MODULES)
-        if code is first or (code.co_name == first.co_name and _is_varied(code, first)):
+        if code is first or _is_varied(code, first):
             steps.append(Step(first, frame.f_lasti, "", by_module))
             return tuple(reversed(steps))
         if not is_library_file(code.co_filename):
@@ -90,7 +90,8 @@ def way_to(
 def _is_varied(code: types.CodeType, first: types.CodeType) -> bool:
     """Whether a code is that of the forward with other arguments, as fx makes it for `*args`."""
     return (
-        code.co_firstlineno == first.co_firstlineno
+        code.co_name == first.co_name
+        and code.co_firstlineno == first.co_firstlineno
         and code.co_filename == first.co_filename
         and code.co_code == first.co_code
     )

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from aa_surgery.sites.linking import cell_contents
+
 __all__ = [
     "REPLACED_FORWARD",
     "bound_methods",
@@ -89,14 +91,7 @@ def names_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:
         held = [function.func, *function.args]
     elif isinstance(function, FunctionType):
         yield from function.__code__.co_names
-        held = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+        held = list(map(cell_contents, function.__closure__ or ()))
     for other in held if depth else ():
         if callable(other) and not isinstance(other, nn.Module | type):
             yield from names_in(other, depth - 1)
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:  # a variable that nothing was assigned to
-        return False

@@ -11,7 +11,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from types import FunctionType
 from typing import Any
 
@@ -44,6 +44,7 @@ class Memo:
         self._known: dict[Hashable, list[tuple[_Case, Result]]] = defaultdict(list)
         self._first: Paths | None = None
         self._classes: dict[int, frozenset[type]] = {}
+        self._asked: list[nn.Module] = []  # so that no id is used again
 
     def recall(
         self, scope: nn.Module, training: bool, given: Given, trace: Callable[[Paths], fx.Graph]
@@ -81,7 +82,10 @@ class Memo:
         found = self._classes.get(id(module))
         if found is None:
             held: set[Any] = {type(value) for value in module.__dict__.values()} - _PLAIN
-            found = frozenset((type(module), *(kind for kind in held if not _is_library(kind))))
+            found = frozenset(
+                (type(module), *(kind for kind in held if not is_library(kind.__module__)))
+            )
+            self._asked.append(module)
             self._classes[id(module)] = found  # or a circle has no end
             parts = [part for part in module._modules.values() if part is not None]
             self._classes[id(module)] = found = found.union(*map(self._classes_in, parts))
@@ -202,11 +206,6 @@ def _is_function(value: Any) -> bool:
     """Tell whether a value is a user's function, or one with arguments filled in."""
     callable_ = type(value) is FunctionType or type(value).__module__ == "functools"
     return callable_ and not all(map(is_foreign, functions_in(value)))
-
-
-@cache
-def _is_library(kind: Any) -> bool:
-    return is_library(kind.__module__)
 
 
 class _Same:

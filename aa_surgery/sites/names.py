@@ -99,15 +99,12 @@ class _Search:
                 yield from self._found(sys.modules.get(name))
 
     def _look_in(self, space: dict[str, Any]) -> Iterator[Any]:
+        """Look the names of so far up in a module, which code reaches by a name as well."""
         if id(space) in self._spaces:
             return
         self._spaces[id(space)] = space
-        for value in [v for v in space.values() if type(v) is types.ModuleType]:
-            if not is_library(value.__name__):
-                self._spaces.setdefault(id(vars(value)), vars(value))
         for name in list(self.names):
-            for held in list(self._spaces.values()):
-                yield from self._found(held.get(name))
+            yield from self._found(space.get(name))
 
     def _found(self, value: Any) -> Iterator[Any]:
         if type(value) is types.ModuleType:
@@ -173,7 +170,7 @@ def functions_in(value: Any, depth: int = 3) -> Iterator[Any]:
     elif kind in PLAIN_KINDS or isinstance(value, nn.Module | torch.Tensor) or not depth:
         return
     elif isinstance(value, dict | list | tuple | set | frozenset):
-        for item in value.values() if isinstance(value, dict) else value:
+        for item in dict.values(value) if isinstance(value, dict) else value:
             yield from functions_in(item, depth - 1)
     elif kind.__module__ in ("builtins", "functools"):
         for part in _WITHIN:

@@ -25,8 +25,6 @@ from aa_surgery.sites.tracer import WAY
 
 __all__ = ["reached"]
 
-# what is called in their stead asks for the stride, or the ratio, itself
-_ADAPTING = ("max_pool", "avg_pool", "interpolate")
 _WAY_OUT = "do it in a module (nn.MaxPool2d, nn.Conv2d, ...), or blur before it by hand"
 
 Key = tuple[str, Place]
@@ -83,7 +81,7 @@ def _with_line(site: Site, scope: _Scope) -> Site:
         others = [n for n in scope.kin(node, key) if n not in _parts(node)]
     except SourceError as error:
         return _out_of_reach(site, str(error))
-    if site.op not in _ADAPTING and not all(scope.samples_alike(node, n) for n in others):
+    if not site.adapts and not all(scope.samples_alike(node, n) for n in others):
         return _out_of_reach(site, f"line {key[1][0]} issues ops that are not alike")
     return replace(site, line=f"{key[0]}:{key[1][0]}:{key[1][1]}")
 

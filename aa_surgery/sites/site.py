@@ -132,6 +132,16 @@ class Site:
         return Anchor("after", self.name)
 
     @property
+    def adapts(self) -> bool:
+        """Whether what is called in the op's stead asks each call for its stride or ratio.
+
+        Of resizings, the bilinear ones: low-passed, they enlarge a map as before; bicubic ones
+        do so with other weights.
+        """
+        resizes = self.op == "interpolate" and self.mode == "bilinear"
+        return resizes or self.op in ("max_pool", "avg_pool")
+
+    @property
     def in_forward(self) -> bool:
         """Whether the op is one of several of a forward, not a module of its own."""
         return self.name != self.scope and bool(self.node)

@@ -11,7 +11,6 @@ from aa_surgery.rules import Edit, Left
 __all__ = ["one_treatment_a_line"]
 
 Decision = Edit | Left
-_ADAPTING = ("max_pool", "avg_pool")  # called with another stride, their blur follows
 
 
 def one_treatment_a_line(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
@@ -46,7 +45,7 @@ def _treatment(decision: Decision, kind: str) -> Any:
     if kind == "activation" and decision.anchor != site.activation:
         return None
     common = (decision.placement, decision.filter, decision.padding_mode, decision.method.name)
-    if site.op in _ADAPTING and decision.method.name == "blur":
+    if site.adapts and decision.method.name == "blur":
         return common
     sampling = (decision.op_stride, decision.blur_stride, decision.rate, decision.channels)
     return (*common, *sampling, repr(decision.method.options))
